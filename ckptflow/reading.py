@@ -36,6 +36,7 @@ from ckptflow.format.values import from_json
 from ckptflow.storage.opening import open_store
 from ckptflow.storage.redaction import redact_url
 from ckptflow.storage.store import Store
+from ckptflow.storage.wrappers import filled_bytes
 from ckptflow.transfer.buffers import BufferPool, memory_for
 from ckptflow.transfer.reader import check_shards, read_tensors
 from ckptflow.transfer.streams import Streams, pool_for_reading, streams_for
@@ -187,6 +188,22 @@ class OpenCheckpoint(Mapping[str, Array]):
         except CorruptCheckpointError as error:
             self._raise_if_gone(error)
             raise
+
+    def stored_bytes(self) -> int:
+        """The bytes that there are for its tensors: of shards as long as the manifest says, without holes in a file.
+
+        Raises `CorruptCheckpointError` where a shard has another length, `CheckpointGoneError`, `StorageError`.
+        """
+        try:
+            self._check_shards()
+        except CorruptCheckpointError as error:
+            self._raise_if_gone(error)
+            raise
+        total = 0
+        for shard in self.manifest.shards:
+            filled = filled_bytes(self._store, self._folder.key(shard.name))
+            total += shard.size_bytes if filled is None else filled
+        return total
 
     def manifest_sha256(self) -> str:
         """The SHA-256 of `manifest.json` as stored, in hex.

@@ -20,7 +20,7 @@ import crc32c
 import msgspec
 from msgspec import Meta, Struct, field
 
-from ckptflow.decoding import decode_json
+from ckptflow.decoding import decode_json, is_flat
 from ckptflow.errors import CorruptCheckpointError, UnknownVersionError
 from ckptflow.format import dtypes, layout
 from ckptflow.format.failure import Failure
@@ -265,7 +265,7 @@ def decode_digests(data: bytes, receipt: Receipt, where: str) -> dict[str, int]:
 def _check_size(size_bytes: int, body: bytes, kind: type[Manifest | Receipt | Digests | Claim]) -> None:
     if size_bytes > _MAX_BYTES[kind]:
         raise ValueError(f"it has {size_bytes:,} bytes; a {kind.__name__.lower()} has at most {_MAX_BYTES[kind]:,}")
-    if body.count(b"[") + body.count(b"{") > MAX_CONTAINERS + size_bytes // 16:
+    if not is_flat(body, size_bytes, MAX_CONTAINERS):
         raise ValueError("it has too many lists and objects for its size")
 
 

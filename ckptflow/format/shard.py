@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
+from ckptflow.decoding import is_flat, without_strings
 from ckptflow.format import boxes, dtypes
 from ckptflow.format.record import MAX_RANK, ShortText, Size
 
@@ -24,7 +24,6 @@ ALIGNMENT_BYTES = 64
 MAX_HEADER_BYTES = 100_000_000  # the safetensors package refuses longer ones
 _METADATA = {"format": "ckptflow", "version": "1"}
 _PREFIX_BYTES = 8
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+\\?(?:"|\Z)', re.DOTALL)  # one without an end as well: linear in any text
 _encoder = msgspec.json.Encoder()
 
 
@@ -180,8 +179,7 @@ def parse_file(
     if len(head) < data_start:
         raise ValueError("the header is cut short")
     text = head[_PREFIX_BYTES:data_start]
-    bare = _STRING.sub(b"", text)
-    if bare.count(b"[") + bare.count(b"{") > len(text) // 16 + 16:  # each costs far more memory than its bracket
+    if not is_flat(without_strings(text), len(text), 16):
         raise ValueError("the header has more lists and objects than its entries need")
     try:
         pairs = json.loads(text.decode("utf-8"), object_pairs_hook=unique_members)

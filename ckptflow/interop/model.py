@@ -68,18 +68,19 @@ def load_model(
     described = manifest.models.get(path)
     is_ours = model is None
     optimizer_path = _path_of_optimizer(manifest, path)
+    stored_bytes = opened.stored_bytes()  # not what the manifest claims
     if model is None:
         if not isinstance(described, dict):
             raise UnsupportedStateError(f"{opened.checkpoint.url}: {path!r} is not a Keras model. " + _what_can())
         if not unsafe:  # else its code runs here anyway
-            check_builds(manifest.models, path, optimizer_path, manifest.size_bytes, imports=imports)
+            check_builds(manifest.models, path, optimizer_path, stored_bytes, imports=imports)
         model = build_with_optimizer(
-            manifest.models, path, optimizer_path, unsafe=unsafe, imports=imports, stored_bytes=manifest.size_bytes
+            manifest.models, path, optimizer_path, unsafe=unsafe, imports=imports, stored_bytes=stored_bytes
         )
     state = {path: model}
     if optimizer_path and not optimizer_path.startswith(f"{path}/") and getattr(model, "optimizer", None) is not None:
         state[optimizer_path] = model.optimizer
-    offer = replace(offer_of(manifest), origin=opened.checkpoint.url)
+    offer = replace(offer_of(manifest), origin=opened.checkpoint.url, size_bytes=stored_bytes)
     tree = build(walk(state), offer)
     rename = _names_by_place(tree, offer) if is_ours else None
     restore = match(tree, offer, rename=rename, decide=partial(_decide, model, is_ours))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import msgspec
 from msgspec import field
 
-from ckptflow.decoding import decode_json
+from ckptflow.decoding import decode_json, is_flat
 from ckptflow.errors import CorruptCheckpointError, UnsupportedStateError
 from ckptflow.format import boxes, dtypes
 from ckptflow.format.dtypes import Array
@@ -208,7 +208,7 @@ def _graph(graph: ObjectGraph | None, items: Sequence[_Item]) -> ObjectGraph | N
 
 def _is_flat(text: bytes) -> bool:
     """Whether the lists and objects in it are few enough to be read back, by a manifest's rule."""
-    return text.count(b"[") + text.count(b"{") <= MAX_CONTAINERS + len(text) // 16
+    return is_flat(text, len(text), MAX_CONTAINERS)
 
 
 def _slices(item: _Item) -> Iterator[Wanted]:

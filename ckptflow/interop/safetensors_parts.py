@@ -11,10 +11,10 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from ckptflow.decoding import decode_json
 from ckptflow.errors import CorruptCheckpointError, UnsupportedStateError, UsageError
 from ckptflow.format.shard import MAX_HEADER_BYTES, FileEntry, HeaderEntry, layout_file
 from ckptflow.interop.safetensors_file import CARRIED, read_header
+from ckptflow.interop.untrusted.indexes import read_index
 from ckptflow.interop.untrusted.private_copy import check_filled, measured_bytes, open_regular
 from ckptflow.places.files import fetched
 from ckptflow.places.names import in_folder, listed
@@ -117,14 +117,7 @@ def _copy(file: BinaryIO, path: str, entry: HeaderEntry, target: int, at: int) -
 
 def _shards_of(index: str) -> dict[str, set[str]]:
     """Which tensors each file has, by the names of the files."""
-    with os_errors("read", index), open_regular(index) as file:
-        text = file.read(MAX_HEADER_BYTES + 1)
-    if len(text) > MAX_HEADER_BYTES:
-        raise CorruptCheckpointError(f"{index} is longer than {MAX_HEADER_BYTES:,} bytes")
-    try:
-        found = decode_json(text, _Index).weight_map
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise CorruptCheckpointError(f"{index} is not an index of safetensors files: {error}") from error
+    found = read_index(index, _Index, MAX_HEADER_BYTES, "index of safetensors files").weight_map
     shards: dict[str, set[str]] = {}
     for tensor, name in found.items():
         if name != os.path.basename(name) or not name.endswith(".safetensors"):

@@ -21,7 +21,7 @@ from ckptflow.state.kinds import (
     kind_of,
     raw_variable,
 )
-from ckptflow.state.limits import limited
+from ckptflow.state.limits import limited, machine_bytes
 from ckptflow.state.private.keras import trace
 from ckptflow.state.private.tf_keras import make_slots
 from ckptflow.state.tree import RESERVED_PREFIX, Tree, walk
@@ -97,7 +97,8 @@ def _another_path(node: OptimizerNode, models: dict[str, Any]) -> str:
 def _build_within(path: str, model: Any, described: dict[str, Any], stored_bytes: int | None) -> None:
     """As `_build_model`, with a limit in proportion to what is stored: nobody vouches for the shapes described."""
     way = f"Call the model that your code makes once on a batch ({path}(inputs)) before restoring"
-    with limited(None if stored_bytes is None else _FREE_BYTES + _RATIO * stored_bytes, path, way):
+    most = None if stored_bytes is None else _FREE_BYTES + min(_RATIO * stored_bytes, machine_bytes())
+    with limited(most, path, way):
         _build_model(path, model, described)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,11 @@ from ckptflow.errors import UsageError
 
 class VariablesRefusedError(UsageError):
     """Variables would take more than goes with what is stored for them."""
+
+
+def machine_bytes() -> int:
+    """The memory of this machine: what bounds those whose length is only claimed, or comes of holes in a file."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @contextlib.contextmanager

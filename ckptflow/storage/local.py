@@ -20,6 +20,7 @@ from ckptflow.storage.local_calls import (
     change,
     clear_direct,
     drop_cached,
+    filled_bytes,
     is_there,
     looked_up_anew,
     opened_folder,
@@ -175,6 +176,14 @@ class LocalStore:
         """What is read of `key` next is not what the page cache holds."""
         with contextlib.suppress(OSError), opened_folder(self._root, _above(key)) as folder:
             drop_cached(os.path.basename(key), folder)
+
+    def filled_bytes(self, key: str) -> int:
+        """How much of an object was ever written: the rest of it are holes."""
+        path = self._path(key)
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os_errors("read", path), opened_folder(self._root, _above(key)) as folder:
+            with open(os.open(os.path.basename(key), flags, dir_fd=folder), "rb") as file:
+                return filled_bytes(file.fileno())
 
     def raw(self) -> RawDisk:
         """Files alone, for measurements."""

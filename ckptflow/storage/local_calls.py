@@ -14,6 +14,7 @@ from typing import TypeVar
 from ckptflow.errors import StorageError
 
 RESERVED = ".ckptflow-"  # names that are ours, not objects: temporary files and locks
+_CANNOT_TELL = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # where data and holes are
 _Result = TypeVar("_Result")
 _RENAME_NOREPLACE = 1
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -131,6 +132,23 @@ def change(folder: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def filled_bytes(descriptor: int) -> int:
+    """How much of a file was ever written; all of it where its file system cannot tell. Moves its position."""
+    size_bytes = os.fstat(descriptor).st_size
+    filled = end = 0
+    try:
+        while end < size_bytes:
+            begin = os.lseek(descriptor, end, os.SEEK_DATA)
+            end = os.lseek(descriptor, begin, os.SEEK_HOLE)
+            filled += end - begin
+    except OSError as error:
+        if error.errno in _CANNOT_TELL:
+            return size_bytes
+        if error.errno != errno.ENXIO:  # which is: no more was written
+            raise
+    return filled
 
 
 def drop_cached(name: str, folder: int) -> None:

@@ -49,6 +49,8 @@ class Store(Protocol):
 
     With `list_partly()` it lists what it can, and says which folders below the root it cannot list.
 
+    With `filled_bytes(key)` it says how much of an object was ever written, where there may be holes in it.
+
     With `raw()` it gives the client below it, for measurements (`RawClient` in `ckptflow.storage.raw`).
     """
 

@@ -83,6 +83,9 @@ class StoreWrapper:
     def hurry(self, timeout_s: float) -> None:
         hurry(self.store, timeout_s)
 
+    def filled_bytes(self, key: str) -> int | None:
+        return filled_bytes(self.store, key)
+
     def raw(self) -> RawClient:
         return raw_client(self.store)
 
@@ -97,6 +100,13 @@ def list_partly(store: Store) -> tuple[list[Entry], dict[str, StorageError]]:
     another user's. Raises where the root itself cannot be listed."""
     own = getattr(store, "list_partly", None)
     return (store.list(), {}) if own is None else own()
+
+
+def filled_bytes(store: Store, key: str) -> int | None:
+    """How much of an object was ever written, where a storage may have holes in it, as a disk does; None elsewhere."""
+    own = getattr(store, "filled_bytes", None)
+    found: int | None = None if own is None else own(key)
+    return found
 
 
 def quickest_s(store: Store) -> float | None:

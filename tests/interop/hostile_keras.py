@@ -69,6 +69,23 @@ def of_constants() -> dict[str, Any]:
     return _model("keras", layers)
 
 
+def of_constants_unless_names_clash() -> dict[str, Any]:
+    """The same, behind a layer without a name that is given that of the next one where it is the first of its kind."""
+    dense = {"trainable": True, "dtype": "float32", "units": 3}
+    named = _layer("keras", "Dense", {**dense, "name": "dense"}, [])
+    inner = {"name": "inner", "layers": [_input("keras"), {**named, "config": dense}, named]}
+    model = of_constants()
+    model["config"]["layers"].insert(1, _layer("keras", "Sequential", inner, [], "models"))
+    return model
+
+
+def with_layer(config: dict[str, Any], module: str, name: str, package: str) -> dict[str, Any]:
+    """A model's config with one more layer, of a registered class, first."""
+    layer = _layer("keras", name, {"name": "more", "trainable": True, "dtype": "float32"}, [])
+    config["config"]["layers"].insert(1, {**layer, "module": module, "registered_name": f"{package}>{name}"})
+    return config
+
+
 def waits_for_itself() -> bytes:
     """tf_keras tries again and again to call a layer on what is never made."""
     config = {"name": "dense", "trainable": True, "dtype": "float32", "units": 2}

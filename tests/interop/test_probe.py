@@ -18,6 +18,7 @@ import tensorflow as tf
 from ckptflow.errors import (
     CkptflowError,
     CorruptCheckpointError,
+    StateMismatchError,
     StorageAccessError,
     StorageUnavailableError,
     UsageError,
@@ -25,6 +26,8 @@ from ckptflow.errors import (
 from ckptflow.interop.tensorflow.checkpoint import read_bundle
 from ckptflow.interop.tensorflow.saved_model import read_saved_model
 from ckptflow.interop.untrusted import budget, probe
+from ckptflow.printable import lines
+from ckptflow.state.limits import VariablesRefusedError, machine_bytes
 from tests.interop import hostile_bundles
 from tests.interop.bundles import Index, varint
 from tests.processes import run_python
@@ -74,7 +77,16 @@ def harm(path: str, *, what: str) -> None:
                 error = UsageError("something else")
             raise error
         case "need":
-            raise UsageError("a module of yours")
+            raise UsageError("a module\x1b of yours" + "!" * 2**20)
+        case "mismatch":
+            raise StateMismatchError(lines("one", "two"))
+        case "refuse":
+            raise VariablesRefusedError("too much")
+        case "cannot read":
+            try:
+                raise PermissionError(errno.EACCES, "no", path)
+            except PermissionError as error:
+                raise StorageAccessError(f"{path} cannot be read") from error
         case "fail":
             raise ZeroDivisionError("by that")
         case "say":
@@ -127,10 +139,58 @@ def test_a_reader_changes_nothing(what: str, file: Path) -> None:
     assert [each.name for each in file.parent.iterdir()] == ["file"]
 
 
-def test_what_a_reader_needs_is_said_where_it_is_read(file: Path) -> None:
-    check(file, "need")
-    file.chmod(0)
-    probe.check("tests.interop.test_probe:refuse_to_read", str(file), [str(file)])
+@pytest.mark.parametrize(
+    ("what", "kind", "words"),
+    [
+        ("need", UsageError, r"^a module\\x1b of yours!{5000,10000}$"),
+        ("mismatch", StateMismatchError, "^one\ntwo$"),
+        ("refuse", UsageError, "^too much$"),
+        ("cannot read", StorageAccessError, "cannot be read$"),
+    ],
+)
+def test_what_a_reader_says_is_raised(what: str, kind: type[CkptflowError], words: str, file: Path) -> None:
+    """A process that has another state may go on where the reader stopped, and without limits."""
+    for _ in range(2):  # nor is it remembered as a file that passed
+        with pytest.raises(kind, match=words) as raised:
+            check(file, what)
+        assert type(raised.value) is kind
+
+
+def without_looking(path: str) -> str:
+    return probe.UNTRIED
+
+
+def test_a_reader_that_cannot_try_says_nothing(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    probe.check("tests.interop.test_probe:without_looking", str(file), [str(file)])
+    assert "needs what this program alone has" in caplog.text
+
+
+def compare(folder: str) -> None:
+    """Dies of two files that differ."""
+    if (Path(folder) / "one").read_text() != (Path(folder) / "two").read_text():
+        os.abort()
+
+
+def test_files_pass_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check_two(folder: Path, names: tuple[str, ...] = ("one", "two")) -> None:
+        files = [str(folder / name) for name in names]
+        probe.check("tests.interop.test_probe:compare", str(folder), files)
+
+    for text in ("x", "y"):
+        (tmp_path / text).mkdir()
+        for name in ("one", "two"):
+            (tmp_path / text / name).write_text(text)
+        check_two(tmp_path / text)
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    (mixed / "one").symlink_to(tmp_path / "x" / "one")
+    (mixed / "two").symlink_to(tmp_path / "y" / "two")
+    with pytest.raises(CorruptCheckpointError, match="killed by signal 6"):
+        check_two(mixed)
+    monkeypatch.setattr(probe, "start", lambda *_: pytest.fail("a process is started"))
+    check_two(tmp_path / "x")
+    check_two(tmp_path / "x", ("two",))  # a part of what was read together, as the variables of a SavedModel
 
 
 @pytest.mark.parametrize("interpreter", ["missing", "forbidden", "no program", "one that ends"])
@@ -160,16 +220,9 @@ def test_what_this_machine_has_no_room_for_is_not_read(file: Path, monkeypatch: 
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def refuse_to_read(path: str) -> None:
-    try:
-        raise PermissionError(errno.EACCES, "no", path)
-    except PermissionError as error:
-        raise StorageAccessError(f"{path} cannot be read") from error
-
-
 def test_limits_are_as_large_as_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert budget.unpacked_bytes(10) < budget.unpacked_bytes(10**9)
-    assert budget.parser_bytes(2**60) < budget.machine_bytes() + 2**30  # of a file with holes, or one that is claimed
+    assert budget.parser_bytes(2**60) < machine_bytes() + 2**30  # of a file with holes, or one that is claimed
     with budget.one_source(10):
         assert budget.unpacked_bytes(10**9) == budget.unpacked_bytes(10)
         assert budget.parser_bytes(10**12) < 2**30

@@ -1,7 +1,8 @@
-"""Checks of the private names by which a part of a file is not loaded."""
+"""Checks of the private names by which a part of a file is not loaded, or a model is made in another process first."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,3 +29,23 @@ def _loading_without(folder: Path) -> None:
         assert all(map(np.array_equal, loaded.get_weights(), made.get_weights()))
         assert int(made.optimizer.iterations.numpy()) == int(kit.models.load_model(path).optimizer.iterations.numpy())
         assert int(loaded.optimizer.iterations.numpy()) == 0 < int(made.optimizer.iterations.numpy())
+
+
+@relied_on(
+    "keras.settings keras.use_settings tf_keras.settings tf_keras.use_settings",
+    "the same model in a process of its own, before it is built here",
+)
+def _settings(folder: Path) -> None:
+    for name, kit in KERASES.items():
+
+        def made(kit: Any = kit) -> list[str]:
+            inputs = kit.Input((3,))
+            return [inputs.name, kit.layers.Dense(1).name, kit.Sequential().name, kit.Model(inputs, inputs).name]
+
+        private = kerases.of(name)
+        kit.layers.Dense(1, name="dense_1")
+        before, first, second = private.settings(), made(), made()
+        assert len({*first, *second}) == len(first + second)
+        private.use_settings(json.loads(json.dumps(before)))
+        assert made() == first
+        assert made() == second

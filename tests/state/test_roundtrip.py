@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import keras
 import pytest
 
+from ckptflow.errors import UsageError
 from ckptflow.state.build import build_missing
 from ckptflow.state.configs import describe
 from ckptflow.state.per_worker import PerWorker
@@ -100,3 +102,12 @@ def test_a_model_of_its_own_is_built_on_every_worker() -> None:
     tree = build_missing(walk({"own": PerWorker(mine)}, worker=1, world_size=2), models)
     assert [tuple(variable.shape) for variable in mine.variables] == [(2, 3), (3,)]
     assert all(leaf.name.startswith("own/worker-1") for leaf in tree.leaves)
+
+
+def test_what_is_stored_for_a_model_is_no_more_than_a_machine_holds() -> None:
+    """A checkpoint may be of files that are holes; what its manifest says of inputs is not allocated for it."""
+    built = keras.Sequential([keras.layers.Dense(3)])
+    built.build((None, 2))
+    models = json.loads(json.dumps(describe(walk({"model": built}))).replace("[null, 2]", f"[null, {10**12}]"))
+    with pytest.raises(UsageError, match="asks for variables of more than"):
+        build_missing(walk({"model": keras.Sequential([keras.layers.Dense(3)])}), models, stored_bytes=2**60)

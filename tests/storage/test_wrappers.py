@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ckptflow.errors import (
     ObjectExistsError,
+    ObjectNotFoundError,
     StorageAccessError,
     StorageError,
     StorageFullError,
@@ -21,9 +24,10 @@ from ckptflow.errors import (
 )
 from ckptflow.events import Event, Retried
 from ckptflow.storage.again import hurry
+from ckptflow.storage.local import LocalStore
 from ckptflow.storage.retry import RetryingStore
 from ckptflow.storage.throttling import hearing
-from ckptflow.storage.wrappers import can_copy
+from ckptflow.storage.wrappers import can_copy, filled_bytes
 from ckptflow.testing import CountingStore, FaultyStore, LatencyStore, MemoryStore, StoreWrapper, read_whole
 
 X = memoryview(b"x")
@@ -235,6 +239,19 @@ def test_those_who_wait_at_the_same_time_use_the_time_up_once() -> None:
     hurry(store, 4.0)
     with ThreadPoolExecutor(16) as threads:  # their waits add up to some ten seconds
         list(threads.map(lambda number: store.put(f"a{number}", X), range(16)))
+
+
+def test_what_was_ever_written_is_known_of_a_disk(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    os.truncate(tmp_path / "a", 2**30)
+    (tmp_path / "link").symlink_to("a")
+    store = StoreWrapper(LocalStore(str(tmp_path)))
+    assert 0 < (filled_bytes(store, "a") or 0) < 2**20
+    with pytest.raises(StorageError):
+        filled_bytes(store, "link")
+    with pytest.raises(ObjectNotFoundError):
+        filled_bytes(store, "b")
+    assert filled_bytes(MemoryStore({"a": b"x"}), "a") is None
 
 
 def test_a_store_that_has_never_heard_of_copies_is_not_asked() -> None:

@@ -49,9 +49,9 @@ from ckptflow.interop.keras.weights import (
     total_bytes,
 )
 from ckptflow.interop.provenance import Provenance
-from ckptflow.interop.untrusted import probe
 from ckptflow.interop.untrusted.budget import limited_variables
 from ckptflow.interop.untrusted.keras_trust import Framework, check_config, check_model_config, keras_module
+from ckptflow.interop.untrusted.model_probe import check_model
 from ckptflow.interop.untrusted.private_copy import private_copy
 from ckptflow.interop.untrusted.zips import bound_of, check_zip
 from ckptflow.places.room import ensure_room
@@ -162,30 +162,37 @@ def _read_model(
     path: str, where: str, framework: str | None, *, unsafe: bool, imports: tuple[str, ...], optimizer: bool
 ) -> tuple[Any, bool]:
     kind = kind_of_file(path)
+    if kind not in ("keras", "whole"):
+        raise UsageError(f"{where} has weights but no model: pass the model that they are for (model=)")
+    config, version = _config_of(path) if kind == "keras" else _config_of_h5(path)
+    chosen = _framework(framework, version, config, where)
     if not unsafe:  # else its code runs here anyway
-        probe.check(
+        check_model(
             "ckptflow.interop.keras.files:read_model",
             path,
             [path],
-            what=f"model {framework} {imports} {optimizer}",
+            {**config, "compile_config": None},  # of which what cannot be had is left out
+            chosen,
+            imports=imports,
+            arguments={"framework": chosen, "optimizer": optimizer, "is_private": True},
             scratch_bytes=bound_of(os.path.getsize(path)),
-            imports=(*imports, "tensorflow"),  # before there are limits
-            arguments={"imports": imports, "framework": framework, "optimizer": optimizer, "is_private": True},
         )
-    if kind == "keras":
-        check_zip(path)
-        with damage(path), zipfile.ZipFile(path) as archive:
-            config = json_of(member(archive, CONFIG, path), CONFIG, path)
-            metadata = metadata_of(archive, path)
-        chosen = _framework(framework, metadata.get("keras_version"), config, where)
-        return _read_keras(path, where, config, chosen, unsafe=unsafe, imports=imports, optimizer=optimizer)
-    if kind != "whole":
-        raise UsageError(f"{where} has weights but no model: pass the model that they are for (model=)")
+    read = _read_keras if kind == "keras" else keras_legacy.read_h5
+    return read(path, where, config, chosen, unsafe=unsafe, imports=imports, optimizer=optimizer)
+
+
+def _config_of(path: str) -> tuple[dict[str, Any], Any]:
+    """The config in a `.keras`, and the version of the Keras that wrote it."""
+    check_zip(path)
+    with damage(path), zipfile.ZipFile(path) as archive:
+        config = json_of(member(archive, CONFIG, path), CONFIG, path)
+        return config, metadata_of(archive, path).get("keras_version")
+
+
+def _config_of_h5(path: str) -> tuple[dict[str, Any], Any]:
     with opened(path, path) as file:
         check_file(file, path, os.path.getsize(path))
-        config = json_of(text_of(file, "model_config"), "model_config", path)
-        chosen = _framework(framework, text_of(file, "keras_version"), config, where)
-    return keras_legacy.read_h5(path, where, config, chosen, unsafe=unsafe, imports=imports, optimizer=optimizer)
+        return json_of(text_of(file, "model_config"), "model_config", path), text_of(file, "keras_version")
 
 
 def _framework(given: str | None, version: Any, config: dict[str, Any], where: str) -> Any:

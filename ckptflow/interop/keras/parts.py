@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import IO, Any, BinaryIO
 
 import h5py
+import msgspec
 
 from ckptflow.errors import (
     CorruptCheckpointError,
@@ -22,8 +23,9 @@ from ckptflow.errors import (
     UnsupportedStateError,
     UsageError,
 )
-from ckptflow.interop.keras.hdf5 import MAX_JSON_BYTES, check_file, damage, json_of, opened, text_of
+from ckptflow.interop.keras.hdf5 import check_file, damage, opened, text_of
 from ckptflow.interop.untrusted.hdf5_probe import WEIGHTS_MEMBER, check_survives
+from ckptflow.interop.untrusted.indexes import read_index
 from ckptflow.interop.untrusted.private_copy import check_filled, measured_bytes, open_regular, private_copy
 from ckptflow.places.files import fetched
 from ckptflow.places.names import in_folder, listed
@@ -39,7 +41,12 @@ _SHARD = re.compile(r"(?P<base>.+)_\d{5,}\.weights\.h5", re.DOTALL)
 _NPZ = "model.weights.npz"
 _CONFIG = "config.json"
 _COPY_BYTES = 2**20
+_MAX_INDEX_BYTES = 2**24  # of a hundred thousand layers
 _MEMBERS = ("metadata.json", _CONFIG, WEIGHTS_MEMBER, _NPZ)
+
+
+class _WeightIndex(msgspec.Struct):
+    weight_map: dict[str, str | list[str]]
 
 
 def as_one_file(
@@ -246,17 +253,11 @@ def _check_is_alone(shard: h5py.File, path: str) -> None:
 
 def _map_of(index: str) -> dict[str, list[str]]:
     """Which files each group of variables lies in."""
-    with os_errors("read", index), open_regular(index) as file:
-        text = file.read(MAX_JSON_BYTES + 1)
-    found = json_of(text, "index of shards", index).get("weight_map")
-    groups = {
-        group: [names] if isinstance(names, str) else names
-        for group, names in (found.items() if isinstance(found, dict) else ())
-    }
+    found = read_index(index, _WeightIndex, _MAX_INDEX_BYTES, "index of shards").weight_map
+    groups = {group: [names] if isinstance(names, str) else names for group, names in found.items()}
     for group, names in groups.items():
-        is_list = isinstance(names, list) and bool(names) and all(isinstance(name, str) for name in names)
-        if not is_list or any(name != os.path.basename(name) or name in ("", ".", "..") for name in names):
+        if not names or any(name != os.path.basename(name) or name in ("", ".", "..") for name in names):
             raise CorruptCheckpointError(f"{index}: for {group!r:.100} it names {names!r:.200}, not files next to it")
     if not groups:
-        raise CorruptCheckpointError(f"{index} names no weights: its weight_map is missing or empty")
+        raise CorruptCheckpointError(f"{index} names no weights: its weight_map is empty")
     return groups

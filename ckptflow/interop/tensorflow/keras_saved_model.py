@@ -16,12 +16,16 @@ from typing import Any
 
 from ckptflow.errors import CkptflowError, CorruptCheckpointError, UsageError
 from ckptflow.format.words import some_of
+from ckptflow.interop.keras.described import Described, described_by
 from ckptflow.interop.keras.legacy import compile_by, model_of
+from ckptflow.interop.tensorflow.bundle import files_of
 from ckptflow.interop.untrusted.budget import limited_variables
 from ckptflow.interop.untrusted.keras_allowed import keras_module
 from ckptflow.interop.untrusted.private_copy import open_regular
 from ckptflow.state.leaves import PartLeaf
 from ckptflow.state.tree import walk
+from ckptflow.storage.faults import os_errors
+from ckptflow.storage.local_calls import filled_bytes
 
 logger = logging.getLogger("ckptflow")
 
@@ -39,13 +43,13 @@ def is_keras_saved_model(folder: str) -> bool:
     return os.path.isfile(os.path.join(folder, METADATA))
 
 
-def model_by_metadata(folder: str, imports: tuple[str, ...] = ()) -> Any:
-    """A tf_keras model of that class and config, compiled as far as it can be; its values are those it is made with.
+def model_by_metadata(root: Mapping[str, Any], folder: str, imports: tuple[str, ...] = ()) -> Any:
+    """A tf_keras model of the class and config in what `root_of` returned, compiled as far as it can be; its values are
+    those it is made with.
 
     Raises `UsageError`, which says what can be done, where a class is not known or there is no config to make it from;
     `CorruptCheckpointError` for damaged metadata.
     """
-    root = root_of(folder)
     config = {"class_name": root.get("class_name"), "config": root.get("config")}
     if not isinstance(config["config"], dict):
         raise UsageError(f"{folder}: its model ({config['class_name']}) was saved without a config. {_WAYS}")
@@ -93,6 +97,17 @@ def root_of(folder: str) -> dict[str, Any]:
     return root
 
 
+def optimizer_in(folder: str) -> Described:
+    """What the metadata of tf_keras's say of the optimizer, where there are some and tf_keras is there to read them."""
+    if not is_keras_saved_model(folder):
+        return Described()
+    try:
+        training = root_of(folder).get("training_config")
+    except UsageError:
+        return Described()
+    return described_by(training if isinstance(training, dict) else {})
+
+
 def _build(model: Any, described: Any) -> None:
     """Gives a model that was made without its inputs the variables for those that it had."""
     items = described.get("items") if isinstance(described, dict) else described
@@ -105,7 +120,9 @@ def _build(model: Any, described: Any) -> None:
 
 
 def _stored_bytes(folder: str) -> int:
-    """What is stored for a model's variables."""
-    place = os.path.join(folder, "variables")
-    names = os.listdir(place) if os.path.isdir(place) else []
-    return sum(os.path.getsize(os.path.join(place, name)) for name in names)
+    """What is stored for a model's variables, without holes, and of nothing else that lies beside them."""
+    place, total = os.path.join(folder, "variables"), 0
+    for path in files_of(os.path.join(place, "variables")) if os.path.isdir(place) else ():
+        with os_errors("read", path), open_regular(path) as file:
+            total += filled_bytes(file.fileno())
+    return total

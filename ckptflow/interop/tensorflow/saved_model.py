@@ -31,11 +31,17 @@ from ckptflow.interop.decisions import (
     without_optimizers,
     without_scratch,
 )
-from ckptflow.interop.keras.described import Described, described_by, difference
+from ckptflow.interop.keras.described import Described, difference
 from ckptflow.interop.provenance import EXTRA
 from ckptflow.interop.tensorflow.bundle import TensorBundle, files_of
 from ckptflow.interop.tensorflow.checkpoint import named_tensors, names_of
-from ckptflow.interop.tensorflow.keras_saved_model import METADATA, check_vocabularies, model_by_metadata, root_of
+from ckptflow.interop.tensorflow.keras_saved_model import (
+    METADATA,
+    check_vocabularies,
+    model_by_metadata,
+    optimizer_in,
+    root_of,
+)
 from ckptflow.interop.tensorflow.keras_saved_model import is_keras_saved_model as is_keras_saved_model
 from ckptflow.interop.tensorflow.object_graph_proto import from_proto
 from ckptflow.interop.tensorflow.reusable import MAX_NAMES_BYTES, NAMES_FILE, STATE_PREFIX, Names
@@ -43,6 +49,7 @@ from ckptflow.interop.tensorflow.reusable import write_saved_model as write_save
 from ckptflow.interop.tensors import CapturedTensors, NamedTensors
 from ckptflow.interop.untrusted import probe
 from ckptflow.interop.untrusted.keras_allowed import keras_module
+from ckptflow.interop.untrusted.model_probe import check_model
 from ckptflow.interop.untrusted.private_copy import check_regular, open_regular
 from ckptflow.state.assign import Comparison, Verdict
 from ckptflow.state.children import clean
@@ -184,15 +191,17 @@ def read_keras_saved_model(folder: str, *, unsafe: bool = False, imports: tuple[
         model = _loaded_by_keras(folder)
         _put(folder, _read_any(opened), {"model": model}, is_strict=False)
         return model
-    probe.check(
+    root = root_of(folder)
+    check_model(
         "ckptflow.interop.tensorflow.saved_model:read_keras_saved_model",
         folder,
         _files(folder),
-        what=f"model {imports}",
-        imports=(*imports, "tf_keras"),  # before there are limits
-        arguments={"imports": imports},
+        {key: root.get(key) for key in ("class_name", "config")},  # what it was compiled with may lack
+        "tf_keras",
+        imports=imports,
+        arguments={},
     )
-    model = model_by_metadata(folder, imports)
+    model = model_by_metadata(root, folder, imports)
     if opened.names is None:
         tensors, state = _read_any(opened), {"model": model}
     else:
@@ -235,7 +244,7 @@ def load_saved_model_into(folder: str, model: Any, *, optimizer: bool = True) ->
     state = {"model": model}
     listed = _listed(opened) if is_keras3_model(model) else []
     if not listed:
-        _put(folder, _read_any(opened), state, optimizer=optimizer, described=_optimizer_in(folder))
+        _put(folder, _read_any(opened), state, optimizer=optimizer, described=optimizer_in(folder))
         return
     if len(listed) != len(model.variables):
         there = f"it has {len(listed)} variables in order, as Keras's model.export() writes them"
@@ -273,17 +282,6 @@ def _in_order(opened: _Opened, model: Any, state: Mapping[str, Any], listed: lis
         if key not in listed and given[0] not in names and bundle.infos[key].dtype in dtypes.names():
             names[given[0]] = key
     return NamedTensors({name: bundle.infos[key] for name, key in names.items()}, lambda name: bundle.read(names[name]))
-
-
-def _optimizer_in(folder: str) -> Described:
-    """What the metadata of tf_keras's say of the optimizer, where there are some and tf_keras is there to read them."""
-    if not is_keras_saved_model(folder):
-        return Described()
-    try:
-        training = root_of(folder).get("training_config")
-    except UsageError:
-        return Described()
-    return described_by(training if isinstance(training, dict) else {})
 
 
 def _put(

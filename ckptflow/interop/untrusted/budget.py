@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 
 from ckptflow.errors import UsageError
-from ckptflow.state.limits import limited
+from ckptflow.state.limits import limited, machine_bytes
 
 MEMORY_VARIABLE = "CKPTFLOW_FOREIGN_MEMORY_BYTES"
 TIME_VARIABLE = "CKPTFLOW_FOREIGN_TIME_S"
@@ -73,15 +73,10 @@ def limited_variables(stored_bytes: int | None, where: str) -> contextlib.Abstra
     return limited(max(most, chosen_bytes() or 0), where, way)
 
 
-def machine_bytes() -> int:
-    """The memory of this machine: what bounds those whose length is only claimed, or comes of holes in a file."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def parser_s(size_bytes: int) -> int:
-    """The seconds that reading files of so many bytes in all may take."""
+    """The seconds that reading files of so many bytes in all may take, at most as much as the machine has memory."""
     chosen = _chosen(TIME_VARIABLE)
-    return _TIME_S + size_bytes // _BYTES_PER_S if chosen is None else chosen
+    return _TIME_S + min(size_bytes, machine_bytes()) // _BYTES_PER_S if chosen is None else chosen
 
 
 def chosen_bytes() -> int | None:

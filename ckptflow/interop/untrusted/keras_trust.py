@@ -16,7 +16,7 @@ the one of the other, and refuses what would turn into more than it says.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from inspect import isclass, ismodule
 from types import FunctionType
 from typing import Any, NoReturn
@@ -366,7 +366,23 @@ def registered(framework: Framework) -> dict[str, Any]:
     return {**saving.get_custom_objects(), **kerases.of(framework).objects_in_scope()}
 
 
-def _defined_in(imports: tuple[str, ...], framework: Framework) -> dict[str, Any]:
+def known_to_program(framework: Framework, imports: Sequence[str]) -> dict[str, str]:
+    """What `registered` knows, and what is from the imported modules: by its name there, where it is defined."""
+    known = {**registered(framework), **_defined_in(imports, framework)}
+    return {
+        name: f"{getattr(obj, '__module__', '')}:{getattr(obj, '__qualname__', type(obj).__qualname__)}"
+        for name, obj in known.items()
+    }
+
+
+def needed_of_program(config: Any, framework: Framework, imports: Sequence[str]) -> dict[str, str]:
+    """What of that a config may mean by a name in it, with its package or without."""
+    strings, _ = _content(config)
+    known = known_to_program(framework, imports)
+    return {name: where for name, where in known.items() if not strings.isdisjoint((name, name.rpartition(">")[2]))}
+
+
+def _defined_in(imports: Sequence[str], framework: Framework) -> dict[str, Any]:
     """The Keras classes, and the functions, that the imported modules and those below them define, by name."""
     own = kinds(framework)
     return {
@@ -378,7 +394,7 @@ def _defined_in(imports: tuple[str, ...], framework: Framework) -> dict[str, Any
     }
 
 
-def _loaded(imports: tuple[str, ...]) -> Iterator[Any]:
+def _loaded(imports: Sequence[str]) -> Iterator[Any]:
     for name, module in list(sys.modules.items()):
         if any(name == wanted or name.startswith(f"{wanted}.") for wanted in imports) and ismodule(module):
             yield module

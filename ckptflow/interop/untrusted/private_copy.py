@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 import shutil
@@ -19,10 +18,10 @@ from ckptflow.interop.untrusted.zips import in_proportion
 from ckptflow.places.room import ensure_room
 from ckptflow.places.shown_as import shown_as
 from ckptflow.storage.faults import os_errors
+from ckptflow.storage.local_calls import filled_bytes
 
 _COPY_BYTES = 2**20
 _HEAD_BYTES = 64
-_CANNOT_TELL = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # where data and holes are
 
 
 @contextmanager
@@ -88,30 +87,18 @@ def measured_bytes(file: BinaryIO) -> tuple[int, int]:
 
     The file is read from its beginning afterwards. Raises OSError.
     """
-    descriptor = file.fileno()
-    size_bytes = os.fstat(descriptor).st_size
-    filled_bytes = end = 0
-    try:
-        while end < size_bytes:
-            begin = os.lseek(descriptor, end, os.SEEK_DATA)
-            end = os.lseek(descriptor, begin, os.SEEK_HOLE)
-            filled_bytes += end - begin
-    except OSError as error:
-        if error.errno in _CANNOT_TELL:
-            filled_bytes = size_bytes
-        elif error.errno != errno.ENXIO:  # which is: no more was written
-            raise
+    found = os.fstat(file.fileno()).st_size, filled_bytes(file.fileno())
     file.seek(0)
-    return size_bytes, filled_bytes
+    return found
 
 
 def check_filled(measured: Iterable[tuple[int, int]], where: str) -> None:
     """Raises `CorruptCheckpointError` unless what was written of the files of a source, as `measured_bytes` says, goes
     with their length, both over all: holes are packed zeros, and copied at full length."""
-    size_bytes, filled_bytes = map(sum, zip((0, 0), *measured, strict=True))
-    if in_proportion(filled_bytes) < size_bytes:
+    size_bytes, written_bytes = map(sum, zip((0, 0), *measured, strict=True))
+    if in_proportion(written_bytes) < size_bytes:
         raise CorruptCheckpointError(
-            f"{where} has {size_bytes:,} bytes, of which all but {filled_bytes:,} were never written (holes): has its "
+            f"{where} has {size_bytes:,} bytes, of which all but {written_bytes:,} were never written (holes): has its "
             f"download not ended? If it is what it should be, {MEMORY_VARIABLE} in the environment allows more bytes"
         )
 

@@ -1,14 +1,16 @@
 """A foreign file is read in a process of its own first: what its parser dies of, or takes without end, it does there.
 
 Parsers in C++ abort, or are killed, where Python would raise: libhdf5 on one changed byte in a table of texts,
-TensorFlow's reader of checkpoints on a length. The limits are those of `confine`, as large as `budget` says. What is
-found to be damaged in words is raised here in the same words; a file that passes is read again by the one who asked.
+TensorFlow's reader of checkpoints on a length. The limits are those of `confine`, as large as `budget` says. Only a
+file that was read there to the end is read again by the one who asked. An error of ours is raised here as it was there:
+this process might go on where that one stopped, and without limits.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import importlib
 import json
 import logging
@@ -26,8 +28,10 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from ckptflow import errors
 from ckptflow.decoding import decode_json
-from ckptflow.errors import CkptflowError, CorruptCheckpointError, StorageError, StorageUnavailableError, UsageError
+from ckptflow.errors import CkptflowError, CorruptCheckpointError, StorageError, StorageUnavailableError
+from ckptflow.format.failure import Failure
 from ckptflow.interop.untrusted import confine
 from ckptflow.interop.untrusted.budget import MEMORY_VARIABLE, TIME_VARIABLE, parser_bytes, parser_s
 from ckptflow.state.limits import VariablesRefusedError
@@ -40,13 +44,14 @@ PROGRAM = (
     "from ckptflow.interop.untrusted import probe; probe.run(request)"
 )
 BUNDLE = "bundle"  # what is done with a checkpoint of TensorFlow's, alone or in a SavedModel
+UNTRIED = "untried"  # what a function returns that has not looked at the file: it lacks what only this program has
 START_S = 300  # TensorFlow from a network's disk
 _READY = b"\n"
 _MAX_REPLY_BYTES = 2**16
 _LONGEST_POLL_S = 3600.0  # at a time: the kernel takes no number of days
 _OF_MEMORY = ("ResourceExhausted", "OOM when allocating", "Unable to allocate", "start new thread")
 _REMEMBERED = 256
-_passed: list[tuple[str, tuple[int, ...]]] = []
+_passed: list[tuple[str, frozenset[tuple[str | int, ...]]]] = []  # what was done, with which files together
 _USUAL = (StopIteration, AttributeError, LookupError, TypeError, ImportError)  # raised all the time
 _SHOWN = 300
 # The interpreter is not there, may not be started, or is none: never so for what a file holds.
@@ -57,12 +62,12 @@ _ran_out = False
 
 
 class _Reply(msgspec.Struct, frozen=True):
-    """How it went: read to the end; damaged, in these words; out of memory; failed, by an error of this name; or an
-    error of ours that says what it needs ("told"), which is found again; or refused, in these words, as variables
-    would take too much, which nobody is to try again."""
+    """How it went: "read" to the end; an error of ours ("told"), of this class in these words; out of "memory";
+    "failed", by an error of another kind; or `UNTRIED`."""
 
     outcome: str
     text: str = ""
+    kind: str = ""
 
 
 def check(
@@ -78,22 +83,25 @@ def check(
     arguments: Mapping[str, Any] | None = None,
 ) -> None:
     """Raises `CorruptCheckpointError` where a process in which `function` ("module:name") reads `path` dies of it,
-    finds damage, or takes more memory or time than is in proportion to `files`; `UsageError` where it would make
-    variables that do.
+    or takes more memory or time than is in proportion to `files`; and whatever error of ours the function raises there.
 
-    Once for the files as they are: the answer is remembered, for `what` that function does with them. `size_bytes`:
+    Once for the files as they are, all of them together: the answer is remembered, for `what` that function does with
+    them and its `arguments`. `size_bytes`:
     what they are measured by, where that is not their own length. `memory_bytes`: what it may take, where that is not
     what `parser_bytes` says. `scratch_bytes`: how long the temporary files are
     that it may write. `imports` are imported before, without limits; they are the user's. `arguments` go to the
     function by name. Inside of a probe nothing is done. Where a Python of one's own cannot be had at all, or does not
-    come so far that it would read `path`, the files pass, and that is logged. Raises a `StorageError` where this
+    come so far that it would read `path`, the files pass, and that is logged; so they do where the function returns
+    `UNTRIED`. Raises a `StorageError` where this
     machine has no room for one more process, or its request, now.
     """
-    known = [_of_now(file) for file in files]
-    keys = [(what or function, each) for each in known if each is not None]
-    if _is_probe or not keys or sys.platform != "linux" or not sys.executable or all(key in _passed for key in keys):
+    known = frozenset(each for each in map(_of_now, files) if each is not None)
+    asked = json.dumps([what or function, arguments or {}])
+    doing = hashlib.blake2b(asked.encode()).hexdigest()
+    has_passed = any(done == doing and known <= together for done, together in _passed)
+    if _is_probe or not known or sys.platform != "linux" or not sys.executable or has_passed:
         return
-    size_bytes = sum(each[2] for _, each in keys) if size_bytes is None else size_bytes
+    size_bytes = sum(int(each[1]) for each in known) if size_bytes is None else size_bytes
     memory_bytes = parser_bytes(size_bytes) if memory_bytes is None else memory_bytes
     time_s = parser_s(size_bytes)
     try:
@@ -112,33 +120,34 @@ def check(
         return
     except OSError as error:
         raise from_os_error(error, "start a process that reads it first", path) from error
-    if reply is not None and reply.outcome == "damaged":
-        raise CorruptCheckpointError(reply.text)
-    if reply is not None and reply.outcome == "refused":
-        raise UsageError(reply.text)
+    if reply is not None and reply.outcome == "told":
+        raise Failure(kind=reply.kind, message=reply.text).rebuild() or CorruptCheckpointError(reply.text)
     if reply is None or reply.outcome == "memory":
         why, variable = _why(reply, code, memory_bytes, time_s)
         raise CorruptCheckpointError(
             f"{path} is damaged, or made to do harm: a process that reads it {why}. If the file is trusted, allow "
             f"more by the environment variable {variable}"
         )
-    if reply.outcome == "failed":
+    if reply.outcome == UNTRIED:
+        logger.info("%s needs what this program alone has: no other process has read it first", path)
+        return
+    if reply.outcome != "read":
         raise CorruptCheckpointError(
             f"{path} is damaged, or made to do harm: a process that reads it fails with {reply.text}. It is not read "
             "without one"
         )
-    if reply.outcome == "read":
-        _passed.extend(keys)
-        del _passed[:-_REMEMBERED]
+    _passed.append((doing, known))
+    del _passed[:-_REMEMBERED]
 
 
-def _of_now(path: str) -> tuple[int, ...] | None:
-    """A file as it is now, None where there is none: whoever reads it says so."""
+def _of_now(path: str) -> tuple[str | int, ...] | None:
+    """A file as it is now, by its path, which says what it is read as; None where there is none: whoever reads it says
+    so."""
     try:
         found = os.stat(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return os.path.abspath(path), found.st_size, found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
 
 
 @contextlib.contextmanager
@@ -277,23 +286,29 @@ def _start_tensorflow() -> None:
 def _outcome(function: Any, path: str, arguments: Mapping[str, Any]) -> _Reply:
     _note_failures()
     try:
-        function(path, **arguments)
+        found = function(path, **arguments)
     except BaseException as error:
-        if isinstance(error, VariablesRefusedError):
-            return _Reply("refused", str(error)[: _MAX_REPLY_BYTES // 8])
+        if isinstance(error, VariablesRefusedError):  # whatever came of that
+            return _told(error)
         chain = _chain(error)
         if any(_is_of_memory(type(each), each) for each in chain):
             return _Reply("memory")
         if isinstance(error, CorruptCheckpointError):
-            return _Reply("damaged", str(error)[: _MAX_REPLY_BYTES // 8])
+            return _told(error)
         if _ran_out:
             return _Reply("memory")
         is_refused = any(isinstance(each, OSError) and each.errno in _REFUSED for each in chain)
-        # What cannot be read is told by the storage's own errors, and what was refused here would be done there.
+        # A file that cannot be read is not damaged; one that wants what is forbidden here may be made to do harm.
         if isinstance(error, StorageError) or (isinstance(error, CkptflowError) and not is_refused):
-            return _Reply("told", type(error).__name__)
+            return _told(error)
         return _Reply("failed", f"{type(error).__name__}: {str(error)[:_SHOWN]}")
-    return _Reply("memory" if _ran_out else "read")
+    return _Reply("memory" if _ran_out else UNTRIED if found == UNTRIED else "read")
+
+
+def _told(error: CkptflowError) -> _Reply:
+    """The error by its text and the nearest class that is public."""
+    kind = next(each.__name__ for each in type(error).__mro__ if each.__name__ in errors.__all__)
+    return _Reply("told", str(error)[: _MAX_REPLY_BYTES // 8], kind)
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
@@ -89,6 +90,31 @@ def objects_in_scope() -> dict[str, Any]:
     from keras.src.backend.common import global_state
 
     return global_state.get_global_attribute("custom_objects_scope_dict") or {}
+
+
+def settings() -> dict[str, Any]:
+    """What decides beside a config what is built in this thread, as JSON: how often each name was given is not
+    public."""
+    import keras
+    from keras.src.backend.common import global_state
+
+    return {
+        "floatx": keras.config.floatx(),
+        "image_data_format": keras.config.image_data_format(),
+        "dtype_policy": keras.dtype_policies.serialize(keras.config.dtype_policy()),
+        "names": dict(global_state.get_global_attribute("object_name_uids") or {}),
+    }
+
+
+def use_settings(found: dict[str, Any]) -> None:
+    """Has what is built in this thread go by what another process's `settings` were."""
+    import keras
+    from keras.src.backend.common import global_state
+
+    keras.config.set_floatx(found["floatx"])
+    keras.config.set_image_data_format(found["image_data_format"])
+    keras.config.set_dtype_policy(keras.dtype_policies.deserialize(found["dtype_policy"]))
+    global_state.set_global_attribute("object_name_uids", defaultdict(int, found["names"]))
 
 
 def decoded(config: Any) -> Any:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -94,6 +95,44 @@ def objects_in_scope() -> dict[str, Any]:
 
     found: dict[str, Any] = object_registration._THREAD_LOCAL_CUSTOM_OBJECTS.__dict__
     return found
+
+
+def settings() -> dict[str, Any]:
+    """What decides beside a config what is built in this thread, as JSON: how often each name was given, and which
+    layers have been called what, is not public."""
+    import tf_keras
+    from tf_keras.src import backend
+
+    return {
+        "floatx": tf_keras.backend.floatx(),
+        "image_data_format": tf_keras.backend.image_data_format(),
+        "dtype_policy": tf_keras.mixed_precision.global_policy().name,
+        "names": [list(backend.PER_GRAPH_OBJECT_NAME_UIDS.get(graph, {}).items()) for graph in _naming_graphs()],
+        "observed": sorted(map(str, backend.OBSERVED_NAMES)),
+    }
+
+
+def use_settings(found: dict[str, Any]) -> None:
+    """Has what is built in this thread go by what another process's `settings` were."""
+    import tf_keras
+    from tf_keras.src import backend
+
+    tf_keras.backend.set_floatx(found["floatx"])
+    tf_keras.backend.set_image_data_format(found["image_data_format"])
+    tf_keras.mixed_precision.set_global_policy(found["dtype_policy"])
+    for graph, counts in zip(_naming_graphs(), found["names"], strict=True):
+        names = {tuple(name) if isinstance(name, list) else name: count for name, count in counts}
+        backend.PER_GRAPH_OBJECT_NAME_UIDS[graph] = defaultdict(int, names)
+    backend.OBSERVED_NAMES.clear()
+    backend.OBSERVED_NAMES.update(found["observed"])
+
+
+def _naming_graphs() -> tuple[Any, ...]:
+    """Those by which it counts names: of layers, and of what functional models consist of."""
+    import tensorflow as tf
+    from tf_keras.src import backend
+
+    return tf.compat.v1.get_default_graph(), backend.get_graph()
 
 
 def layer_of_old(name: str) -> Any:
