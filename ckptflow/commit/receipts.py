@@ -73,6 +73,7 @@ class Receipts:
             # Before looking for the receipts: they may be the last that it wrote.
             found_lost: Mapping[int, str] = {}
             if time.monotonic() >= ask_at:
+                ask_at = time.monotonic() + ASK_EVERY_S
                 if (failure := self._find_failure(draft.folder)) is not None:
                     raise failure
                 found_lost = find_lost(sorted(missing))

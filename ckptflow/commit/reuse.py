@@ -88,14 +88,14 @@ def staying_beside(coming: Checkpoint, known: Sequence[Summary], policies: Seque
 
 def staying_all_the_same(
     known: Sequence[Summary], policies: Sequence[Policy], pins: frozenset[Folder]
-) -> Collection[Folder]:
+) -> frozenset[Folder]:
     """What stays where the policies will keep none of `known`, oldest first: what is pinned; or else all, while one is
     there that the last prune should have deleted, since the next one may not succeed either.
 
     Raises what a policy raises.
     """
-    folders = {each.folder for each in known}
+    folders = frozenset(each.folder for each in known)
     if not known or pins & folders:
         return pins
     newest = known[-1]
-    return folders if folders - {newest.folder} - staying_beside(newest.checkpoint, known, policies) else ()
+    return folders if folders - {newest.folder} - staying_beside(newest.checkpoint, known, policies) else frozenset()

@@ -185,9 +185,13 @@ class Incarnation:
             find_lost, ask_at = self._begin_wait(), time.monotonic() + ASK_EVERY_S
 
             def check() -> None:
+                nonlocal ask_at
                 if (failure := self._find_failure(folder)) is not None:
                     raise failure
-                if time.monotonic() >= ask_at and (lost := find_lost([0]).get(0)) is not None:
+                if time.monotonic() < ask_at:
+                    return
+                ask_at = time.monotonic() + ASK_EVERY_S
+                if (lost := find_lost([0]).get(0)) is not None:
                     raise PeerError(
                         f"worker 0 {lost}, which commits: {store.url}/{folder} has no manifest so far: whether it "
                         "counts, the next start finds out"
