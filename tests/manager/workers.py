@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,29 @@ def a_worker_never_reports() -> None:
         assert "worker(s) 1 of 2 did not report" in str(error), error
     print("well")
     os._exit(0)
+
+
+def one_can_start_no_thread() -> None:
+    """Worker 1 cannot save in the background: all raise, in the same call, and nobody waits for its report."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("ckptflow-save"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with CheckpointManager(ROOT, {"m": make_variables({"v": 10})}, strategy=strategy) as manager:
+        if worker == 1:
+            threading.Thread.start = refuse  # type: ignore[method-assign]
+        try:
+            manager.save(1)
+            raise SystemExit("nothing was raised")
+        except (ckptflow.SaveFailedError, PeerError) as error:
+            assert "the thread that saves in the background cannot be started" in str(error), error
+            assert isinstance(error, PeerError) == (worker == 0)
+        threading.Thread.start = start  # type: ignore[method-assign]
+        assert manager.save(2).result().step == 2
+    print("well")
 
 
 def errors_reach_all() -> None:
