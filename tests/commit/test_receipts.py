@@ -148,6 +148,23 @@ def test_who_is_waited_for_is_asked_every_two_seconds(monkeypatch: pytest.Monkey
     assert all(later - earlier >= 2.0 for earlier, later in pairwise(asked))
 
 
+@pytest.mark.parametrize("gives_up_by", ["the deadline", "workers that are lost"])
+def test_of_many_that_do_not_report_eight_are_named(gives_up_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ckptflow.commit.receipts.ASK_EVERY_S", 0.0)
+    is_lost = gives_up_by == "workers that are lost"
+
+    def find_lost(workers: Sequence[int]) -> dict[int, str]:
+        return {worker: f"has ended (host{worker}:1)" for worker in workers if is_lost}
+
+    receipts = Receipts(Disk(), HELD, 60.0, lambda: find_lost, lambda folder: None)
+    with pytest.raises(SaveFailedError if is_lost else CommitTimeoutError) as raised:
+        receipts.collect(Draft(FOLDER, 1000, ()), math.inf if is_lost else 0.0, lambda: math.inf)
+    named = ", worker 8 has ended (host8:1) and 991 more and did" if is_lost else " 7, 8 and 991 more of 1000 did"
+    assert f"{named} not report" in str(raised.value)
+    assert "worker 9 " not in str(raised.value)
+    assert str(raised.value).endswith("this step was not saved, older checkpoints are untouched")
+
+
 @pytest.mark.parametrize("gives_up_by", ["the deadline", "a worker that is lost"])
 def test_a_listing_that_lacks_receipts_gives_no_save_up(gives_up_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker may have ended as soon as it had reported."""
