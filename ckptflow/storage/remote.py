@@ -118,7 +118,7 @@ class RemoteStore(RemoteCalls, ABC):
         self._copying, self._trial = threading.Lock(), threading.Lock()
         self._keeps_condition = False  # of copies, as a trial has shown
         self._has_copied = False
-        self._refused_in: set[str] = set()  # the folders from which every copy was refused, until one is made
+        self._refused_in: set[str] = set()  # folders from which copies were refused, until one is made
 
     # ---- the verbs
 
@@ -238,8 +238,10 @@ class RemoteStore(RemoteCalls, ABC):
 
     def _doubt_copies(self, source_key: str) -> None:
         """Stops copying where the storage refuses every version: one folder may have been replaced, not all of them."""
+        if self._has_copied:
+            return
         self._refused_in.add(source_key.rpartition("/")[0])
-        if not self._has_copied and len(self._refused_in) >= _REFUSED_FOLDERS:
+        if len(self._refused_in) >= _REFUSED_FOLDERS:
             self._stop_copying(f"it has refused every copy, from {_REFUSED_FOLDERS} folders, as of a replaced object")
 
     def _changed(self, source_key: str, key: str, version: str) -> str:
