@@ -164,10 +164,11 @@ class PreemptionWatcher:
         """The end of this process's work: `step` committed, and `SystemExit`; or why not."""
         agreed_s = time.monotonic()
         left_s = self._grace_period_s - max(ago_s for _, ago_s in told.values())
-        who = [f"worker {worker} by {name_of(by)} {ago_s:.1f} s ago" for worker, (by, ago_s) in told.items()]
+        tellings = (f"worker {worker} by {name_of(by)} {ago_s:.1f} s ago" for worker, (by, ago_s) in told.items())
+        who = some_of([*tellings], NAMED)
         logger.warning(
             "told to leave: %s; all workers save step %d now, with %.1f of %g s of the grace period left",
-            some_of(who, NAMED),
+            who,
             step,
             left_s,
             self._grace_period_s,
