@@ -35,7 +35,7 @@ from ckptflow.commit.lineage import (
 from ckptflow.commit.prune import act, doubt_newest, listed_again, plan_prune
 from ckptflow.commit.receipts import BeginWait, FindFailure, Receipts
 from ckptflow.commit.retention import Policy, reasons_to_keep
-from ckptflow.commit.reuse import Reuse, as_existing, choose_reuse, staying_beside
+from ckptflow.commit.reuse import Reuse, as_existing, choose_reuse, staying_all_the_same, staying_beside
 from ckptflow.commit.start import Start, count_own
 from ckptflow.commit.unknown_metrics import UnknownMetrics
 from ckptflow.errors import (
@@ -100,7 +100,6 @@ class Coordinator:
         self._given_up: set[Folder] = set()
         self._gone: set[Folder] = set()
         self._unsure: list[Summary] = []  # sent, and not known to be there
-        self._pins: frozenset[Folder] | None = None  # where the root was listed since the last commit
         self._families: set[int] = set()  # met so far, where copies share bytes
         self._has_told = False
         self._hurry_deadline = math.inf
@@ -127,7 +126,6 @@ class Coordinator:
         counts), `FencedError` (it may be there, and does not count), or a `StorageError` (it is not there).
         """
         deadline = awake_s() + self._commit_timeout_s
-        self._pins = None
         try:
             with span("await"):
                 limits = deadline, lambda: self._hurry_deadline
@@ -234,7 +232,7 @@ class Coordinator:
         coming = Checkpoint(step, self._held.number, metrics, metadata, datetime.now(UTC), 0, self._store.url)
         kept = staying_beside(coming, known, self._policies)
         if not kept:  # a pin may be taken back: it decides only if no policy keeps one
-            kept = self._pins if self._pins is not None else list_pins(self._store)
+            kept = staying_all_the_same(known, self._policies, list_pins(self._store))
         reuse = choose_reuse(as_existing(known, self._start), kept, is_shared=True)
         families = {each.family for each in known}
         if reuse.source is None and reuse.family in self._families - families and not self._has_told:
@@ -349,7 +347,6 @@ class Coordinator:
         """The root, or None if the answer cannot be one: what does not show our claim may lack anything."""
         listing = list_root(self._store)
         if self._held.number in listing.claims:
-            self._pins = listing.pins
             return listing
         logger.warning("%s: nothing is pruned now: a listing does not show this job's claim", self._store.url)
         return None

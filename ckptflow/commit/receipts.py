@@ -25,6 +25,7 @@ from ckptflow.format.manifest import (
     decode,
     decode_digests,
 )
+from ckptflow.format.words import NAMED, some_of, workers_text
 from ckptflow.peers.watch import ASK_EVERY_S
 from ckptflow.stops import awake_s
 from ckptflow.storage.again import read_record
@@ -73,6 +74,7 @@ class Receipts:
             # Before looking for the receipts: they may be the last that it wrote.
             found_lost: Mapping[int, str] = {}
             if time.monotonic() >= ask_at:
+                ask_at = time.monotonic() + ASK_EVERY_S
                 if (failure := self._find_failure(draft.folder)) is not None:
                     raise failure
                 found_lost = find_lost(sorted(missing))
@@ -81,7 +83,7 @@ class Receipts:
             missing -= {receipt.worker for receipt in found}
             if missing and is_last:
                 raise CommitTimeoutError(
-                    f"{self._store.url}/{draft.folder}: worker(s) {', '.join(map(str, sorted(missing)))} of "
+                    f"{self._store.url}/{draft.folder}: {workers_text(sorted(missing))} of "
                     f"{draft.world_size} did not report {self._limit(deadline, hurry_deadline)}; this step was not "
                     "saved, older checkpoints are untouched"
                 )
@@ -89,8 +91,8 @@ class Receipts:
             if lost:
                 raise SaveFailedError(
                     f"{self._store.url}/{draft.folder}: "
-                    f"{', '.join(f'worker {worker} {why}' for worker, why in lost.items())} and did not report (of "
-                    f"{draft.world_size} workers); this step was not saved, older checkpoints are untouched"
+                    f"{some_of([f'worker {worker} {why}' for worker, why in lost.items()], NAMED)} and did not report "
+                    f"(of {draft.world_size} workers); this step was not saved, older checkpoints are untouched"
                 )
             if missing:
                 time.sleep(pause_s)

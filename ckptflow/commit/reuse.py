@@ -84,3 +84,18 @@ def staying_beside(coming: Checkpoint, known: Sequence[Summary], policies: Seque
     others = [by_step[step] for step in sorted(by_step)]
     reasons = reasons_to_keep([*(each.checkpoint for each in others), coming], policies)[:-1]
     return frozenset(each.folder for each, reason in zip(others, reasons, strict=True) if reason)
+
+
+def staying_all_the_same(
+    known: Sequence[Summary], policies: Sequence[Policy], pins: frozenset[Folder]
+) -> frozenset[Folder]:
+    """What stays where the policies will keep none of `known`, oldest first: what is pinned; or else all, while one is
+    there that the last prune should have deleted, since the next one may not succeed either.
+
+    Raises what a policy raises.
+    """
+    folders = frozenset(each.folder for each in known)
+    if not known or pins & folders:
+        return pins
+    newest = known[-1]
+    return folders if folders - {newest.folder} - staying_beside(newest.checkpoint, known, policies) else frozenset()

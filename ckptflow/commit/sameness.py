@@ -8,23 +8,25 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from ckptflow.errors import UsageError
-from ckptflow.format.words import some_of
+from ckptflow.format.words import alike, some_of, workers_text
 from ckptflow.peers.team import Call, Team, agree, chief_says
 
 _SHOWN = 6  # differences of one worker that are told
 
 
 class _Lines(msgspec.Struct, frozen=True):
-    """What a worker holds, as a checksum of each line."""
+    """What a worker holds, as a checksum of each line, in the order of the lines."""
 
     lines: list[str]
 
 
 class _Difference(msgspec.Struct, frozen=True):
-    """What a worker has and the chief lacks, to be read; and what it lacks, as checksums."""
+    """What a worker has and the chief lacks, to be read; and of what it lacks the first ones, by their places among
+    the chief's lines, and how many they are. A few thousand bytes, however much differs: every worker gets it."""
 
     more: str
-    lacking: list[str]
+    lacking: list[int]
+    lacking_count: int
 
 
 def checksum(lines: Iterable[str]) -> str:
@@ -37,29 +39,37 @@ def raise_differences(cluster: Team, lines: Sequence[str]) -> None:
 
     `lines` describe what this worker holds: "model/kernel: float32 (3, 4)". Each is compared with the chief's.
     """
-    mine = {_hash(line): line for line in lines}
-    of_chief = chief_says(cluster, Call.COMPARE, lambda: _Lines(sorted(mine)), _Lines).lines
+    mine = {_hash(line): line for line in sorted(lines)}
+    of_chief = chief_says(cluster, Call.COMPARE, lambda: _Lines(list(mine)), _Lines).lines
     there = set(of_chief)
 
     def compare() -> _Difference:
-        more = sorted(f"{line} (not on worker 0)" for number, line in mine.items() if number not in there)
-        return _Difference(some_of(more, _SHOWN, "; "), [number for number in of_chief if number not in mine])
+        more = [f"{line} (not on worker 0)" for number, line in mine.items() if number not in there]
+        lacking = [place for place, number in enumerate(of_chief) if number not in mine]
+        return _Difference(some_of(more, _SHOWN, "; "), lacking[:_SHOWN], len(lacking))
 
     found = agree(cluster, Call.COMPARE, compare)
 
     def lacked() -> str:
-        lacking = {
-            line: ", ".join(str(worker) for worker, each in enumerate(found) if number in each.lacking)
-            for number, line in mine.items()
-        }
-        return some_of([f"{line} (not on worker {who})" for line, who in sorted(lacking.items()) if who], _SHOWN, "; ")
+        who = {place: [w for w, each in enumerate(found) if place in each.lacking] for place in _first_lacking(found)}
+        held = list(mine.values())
+        more = max(each.lacking_count for each in found) - len(who)
+        told = "; ".join(f"{held[place]} (not on {workers_text(workers)})" for place, workers in who.items())
+        return told + (f" and at least {more} more" if more > 0 else "")
 
-    more = [chief_says(cluster, Call.COMPARE, lacked, str), *(each.more for each in found[1:])]
+    of_all = [chief_says(cluster, Call.COMPARE, lacked, str), *(each.more for each in found[1:])]
+    groups = alike((worker, text) for worker, text in enumerate(of_all) if text)
+    told = [f"{workers_text(who).capitalize()} {'has' if len(who) == 1 else 'have'} {text}" for who, text in groups]
     raise UsageError(
         "the workers hold different states, and nothing was saved or restored. "
-        + ". ".join(f"Worker {worker} has {text}" for worker, text in enumerate(more) if text)
+        + some_of(told, _SHOWN, ". ")
         + ". Make the same objects, and build them, on every worker; what is a worker's own goes into PerWorker"
     )
+
+
+def _first_lacking(found: Sequence[_Difference]) -> list[int]:
+    """The places of the chief's first lines that some worker lacks: each is among the first that this worker lacks."""
+    return sorted({place for each in found for place in each.lacking})[:_SHOWN]
 
 
 def _hash(text: str) -> str:

@@ -15,6 +15,7 @@ from ckptflow.commit.catalog import read_claim
 from ckptflow.commit.lineage import Held
 from ckptflow.errors import StorageError
 from ckptflow.format.layout import Folder, claim_key
+from ckptflow.format.words import workers_text
 from ckptflow.peers.team import Call, Team, agree, chief_says
 from ckptflow.storage.again import is_there
 from ckptflow.storage.store import Store
@@ -63,11 +64,10 @@ def _check(cluster: Team, store: Store, key: str, sees: Callable[[], bool]) -> N
         return _Sight(found, f"{store.url} on {socket.gethostname()}")
 
     sights = agree(cluster, Call.SEE, look)
-    blind = [f"worker {worker} ({sight.where})" for worker, sight in enumerate(sights) if not sight.is_seen]
+    blind = [worker for worker, sight in enumerate(sights) if not sight.is_seen]
     if blind and sights[0].is_seen:
-        raise StorageError(
-            not_the_same_storage(f"worker 0 ({sights[0].where}) has {key}, which is not found by {', '.join(blind)}")
-        )
+        who = workers_text(blind, lambda worker: f"{worker} ({sights[worker].where})")
+        raise StorageError(not_the_same_storage(f"worker 0 ({sights[0].where}) has {key}, which is not found by {who}"))
 
 
 def not_the_same_storage(what: str) -> str:

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+
+NAMED = 8  # workers, or texts of different ones, in one message
 
 
 def some_of(items: Sequence[str], most: int, separator: str = ", ") -> str:
     """At most so many of the items, and how many more there are."""
     more = len(items) - most
     return separator.join(items[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def workers_text(workers: Sequence[int], tell: Callable[[int], str] = str) -> str:
+    """worker 3; workers 1, 2 and 990 more: eight are named. `tell` says of one what is said of each."""
+    return f"worker{'s' if len(workers) > 1 else ''} {some_of([tell(each) for each in workers], NAMED)}"
+
+
+def alike(texts: Iterable[tuple[int, str]]) -> list[tuple[list[int], str]]:
+    """What workers say: each text once, with those who say it, and what few say first."""
+    workers_of: dict[str, list[int]] = {}
+    for worker, text in texts:
+        workers_of.setdefault(text, []).append(worker)
+    return sorted(((who, text) for text, who in workers_of.items()), key=lambda group: len(group[0]))
 
 
 def count_text(count: int, what: str) -> str:

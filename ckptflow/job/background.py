@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar, copy_context
+from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
@@ -39,20 +40,33 @@ class Background:
         self.failure: Exception | None = None  # noted by the thread itself: no interrupt of the caller can lose it
         self.newest_error: Exception | None = None  # of the newest save that has ended; stays once raised
 
+    def start(self) -> None:
+        """Starts the thread, which otherwise the first save would: before other workers rely on that save.
+
+        Raises `SaveFailedError` if it cannot be started, and `UsageError` while the interpreter is ending.
+        """
+        self._hand_over(_nothing)
+
     def submit(self, save: Callable[[Acknowledge], None]) -> SaveFuture:
         """Hands a save over. What is returned ends when the save acknowledges, or fails: pruning may still go on."""
         acknowledged: SaveFuture = Future()
         self._begun += 1  # before: an interrupt between the two must not leave a save that nobody waits for
-        try:
-            self._thread.submit(self._run, save, acknowledged)
-        except RuntimeError as error:
-            if "shutdown" not in str(error):  # no thread can be started, perhaps
-                raise
-            raise UsageError(
-                "nothing can be saved any more, since the interpreter is ending: save before the program's last line, "
-                "not in a function of atexit"
-            ) from error
+        self._hand_over(partial(self._run, save, acknowledged))
         return acknowledged
+
+    def _hand_over(self, do: Callable[[], None]) -> None:
+        try:
+            self._thread.submit(do)
+        except RuntimeError as error:
+            if "shutdown" in str(error):
+                raise UsageError(
+                    "nothing can be saved any more, since the interpreter is ending: save before the program's last "
+                    "line, not in a function of atexit"
+                ) from error
+            raise SaveFailedError(
+                f"nothing was saved: the thread that saves in the background cannot be started ({error}). Raise the "
+                "limit of processes and threads (ulimit -u, pids.max of a container), or start fewer"
+            ) from error
 
     def settle(self) -> None:
         """Waits until every save that was handed over has ended, also those that a signal's handler adds meanwhile."""

@@ -68,7 +68,10 @@ class Hooks:
     def _begin(self) -> None:
         with self._lock:
             if self._thread is None:
-                self._thread = _start(self._waiting)
+                try:
+                    self._thread = _start(self._waiting)
+                except RuntimeError:  # no more threads: the next event tries again, and no save fails by it
+                    return
                 weakref.finalize(self, self._waiting.put, None).atexit = False  # nobody is left who could tell more
 
     def close(self) -> None:

@@ -184,21 +184,22 @@ class Incarnation:
 
         def look(timeout_s: float) -> Checkpoint:
             find_lost, ask_at = self._begin_wait(), time.monotonic() + ASK_EVERY_S
-            is_chief_lost = False
+            lost: str | None = None
 
             def ask() -> bool:
-                nonlocal is_chief_lost
+                nonlocal ask_at, lost
                 note = self._notes.read(folder)
                 if note is not None and note.failure is not None:
                     raise note.failure
-                if time.monotonic() >= ask_at and (lost := find_lost([0]).get(0)) is not None:
-                    if is_chief_lost:  # and storage was looked at since
-                        raise PeerError(
-                            f"worker 0 {lost}, which commits: {store.url}/{folder} has no manifest so far: whether it "
-                            "counts, the next start finds out"
-                        )
-                    is_chief_lost = True
-                return note is not None or is_chief_lost or not self._notes.are_left
+                if lost is not None:  # and storage was looked at since
+                    raise PeerError(
+                        f"worker 0 {lost}, which commits: {store.url}/{folder} has no manifest so far: whether it "
+                        "counts, the next start finds out"
+                    )
+                if time.monotonic() >= ask_at:
+                    ask_at = time.monotonic() + ASK_EVERY_S
+                    lost = find_lost([0]).get(0)
+                return note is not None or lost is not None or not self._notes.are_left
 
             return await_checkpoint(store, folder, timeout_s, ask)
 

@@ -260,6 +260,7 @@ class Session:
                     "an older step first, by restore(step) or rollback(step)"
                 )
             checked = arguments.check_metrics(metrics), arguments.check_metadata(metadata)
+            self._background.start()
             before_s = watch.elapsed_s()
             snapshot = self.live.capture()
             asked = Asked(number, *checked, snapshot, watch, watch.elapsed_s() - before_s)

@@ -19,7 +19,7 @@ from ckptflow.errors import PeerError, UsageError
 from ckptflow.peers import service
 from ckptflow.peers.progress import CALLS, STORAGE
 from ckptflow.peers.rounds import Rounds
-from ckptflow.peers.watch import ASK_EVERY_S, Peer, Watch, neighbours
+from ckptflow.peers.watch import ASK_EVERY_S, Peer, Watch, in_turn, neighbours
 from ckptflow.state.private.tensorflow import is_dtensor_initialized
 from ckptflow.state.strategies import check_known, is_between_steps, is_default, tasks_of, worker_index
 from ckptflow.stops import awake_s
@@ -129,15 +129,17 @@ class Cluster:
     def begin_wait(self) -> Callable[[Sequence[int]], dict[int, str]]:
         """Begins to wait for other workers outside of an exchange. Called with workers, what it returns tells which of
         them have ended, do not answer, or whose storage shows no progress for `peer_timeout_s`, and which of these.
-        From any thread.
+        It asks some of many at each call, others each time, and again those that have not answered. From any thread.
         """
         started = awake_s()
         signs = self._messages.storage_signs(started) if service.is_there() else None
 
         def find_lost(workers: Sequence[int]) -> dict[int, str]:
-            gone = self._watch.find_gone(workers, started)
+            idle = set(signs.find_idle(workers)) if signs is not None else set()
+            asked = {*in_turn(workers, awake_s() - started), *self._watch.find_suspects(workers), *idle}
+            gone = self._watch.find_gone(sorted(asked), started)
             lost = {worker: answer.value for worker, answer in gone.items()}
-            idle = set(signs.find_idle(workers)) - set(lost) if signs is not None else set()
+            idle -= set(lost)
             if idle:
                 silent = self._watch.find_silent(started)
                 no_progress = f"shows no progress for {self.peer_timeout_s:g} s"

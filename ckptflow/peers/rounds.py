@@ -19,6 +19,7 @@ import msgspec
 
 from ckptflow.decoding import decode_json
 from ckptflow.errors import PeerError
+from ckptflow.format.words import NAMED, workers_text
 from ckptflow.peers.post import Post, Put, UnreachableError
 from ckptflow.peers.progress import CALLS, MANY, STORAGE, WAITS_EVERY_S, Marks, Signs
 from ckptflow.peers.watch import ASK_EVERY_S, ENDED_AFTER_S, Answer, Peer, Watch, in_turn, say_at
@@ -32,7 +33,6 @@ _LOOK_IN_READS = 20  # times what it takes to read one that is there: then one t
 _LONGEST_LOOK_S = 1.0
 _LOOK_AGAIN_S = 0.25  # before somebody is named
 _LOOKS_S = 2.0  # for all those who are looked for again, together
-_NAMED = 8
 _SHORT_S, _PART_S = 0.1, 2.0
 _TASK = re.compile(r"/job:\w+(?:/replica:\d+)?/task:\d+")
 
@@ -363,14 +363,14 @@ class _Wait:
         timeout_s = max(self.look_s, _LOOK_AGAIN_S)
         if missing == [0] and self.worker:  # it is what publishes that is missing, whether or not its message is there
             return [] if self._get(self.key("all"), timeout_s) is not None else [0]
-        confirmed = [worker for worker in missing[:_NAMED] if not self._look(worker, timeout_s)]
-        return [*confirmed, *missing[_NAMED:]] if confirmed else []  # the rest is counted, and not named
+        confirmed = [worker for worker in missing[:NAMED] if not self._look(worker, timeout_s)]
+        return [*confirmed, *missing[NAMED:]] if confirmed else []  # the rest is counted, and not named
 
     def _text(self, missing: Sequence[int]) -> str:
         """Who has not come, as the field's logs say it."""
         verb = "has" if len(missing) == 1 else "have"
         doing = self.signs.doing
-        busy = "; ".join(f"worker {w} is busy with {doing[w]}" for w in missing[:_NAMED] if w in doing)
+        busy = "; ".join(f"worker {w} is busy with {doing[w]}" for w in missing[:NAMED] if w in doing)
         waited_s = self.clock() - self.started
         has_come = missing == [0] and self._look(0, self.look_s)
         return (
@@ -379,13 +379,12 @@ class _Wait:
         )
 
     def _answers(self, gone: dict[int, Answer]) -> str:
-        return ", ".join(f"{self._names([worker])} {gone[worker].value}" for worker in sorted(gone)[:_NAMED])
+        return ", ".join(f"{self._names([worker])} {gone[worker].value}" for worker in sorted(gone)[:NAMED])
 
     def _names(self, workers: Sequence[int]) -> str:
         """How workers are called in a message: "worker 1 of 3 (host:port)"."""
-        named = [f"{worker} ({self.peers[worker].address})" for worker in workers[:_NAMED]]
-        more = f" and {len(workers) - _NAMED} more" if len(workers) > _NAMED else ""
-        return f"worker{'s' if len(workers) > 1 else ''} {', '.join(named)}{more} of {len(self.peers)}"
+        named = workers_text(workers, lambda worker: f"{worker} ({self.peers[worker].address})")
+        return f"{named} of {len(self.peers)}"
 
 
 def _checked(text: str, worker: int, call: str) -> bytes:

@@ -143,7 +143,12 @@ class _Sender:
         with self._start:
             if self._thread is None or not self._thread.is_alive():  # the latter: after a fork
                 self._thread = threading.Thread(target=self._run, name="ckptflow-messages", daemon=True)
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except RuntimeError as error:  # no more threads: the next one tries again
+                    sending.error = error
+                    sending.is_over.set()
+                    return
         self._waiting.put(sending)
 
     def _run(self) -> None:
@@ -171,7 +176,11 @@ class _Get:
         self.error: BaseException | None = None
         self.is_over = threading.Event()
         self.wanted_at = time.monotonic()
-        threading.Thread(target=self._run, args=(key,), name="ckptflow-read", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, args=(key,), name="ckptflow-read", daemon=True).start()
+        except RuntimeError as error:  # no more threads
+            self.error = error
+            self.is_over.set()
 
     def _run(self, key: str) -> None:
         timeout_s = SLICE_S

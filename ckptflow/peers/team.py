@@ -16,6 +16,7 @@ import msgspec
 from ckptflow.decoding import decode_json
 from ckptflow.errors import LEAVING, FencedError, PeerError, UsageError
 from ckptflow.format.failure import Failure
+from ckptflow.format.words import NAMED, alike, some_of, workers_text
 from ckptflow.peers.failing import failure_of
 from ckptflow.printable import lines_of
 
@@ -286,5 +287,7 @@ def _check_calls(calls: Sequence[str]) -> None:
     if len(set(calls)) > 1:
         names = {call.partition("(")[0] for call in calls}
         what = "different methods" if len(names) > 1 else f"{names.pop()} with different arguments"
-        by_worker = "; ".join(f"worker {worker}: {call}" for worker, call in enumerate(calls))
-        raise UsageError(f"workers call {what}: all must make the same calls at the same points. {by_worker}")
+        by_worker = [f"{workers_text(workers)}: {call}" for workers, call in alike(enumerate(calls))]
+        raise UsageError(
+            f"workers call {what}: all must make the same calls at the same points. {some_of(by_worker, NAMED, '; ')}"
+        )

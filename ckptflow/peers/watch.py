@@ -111,6 +111,11 @@ class Watch:
         silent = [worker for worker, answer in gone.items() if answer is Answer.SILENT]
         return {worker: answer for worker, answer in gone.items() if answer is Answer.ENDED} | self._sure(silent)
 
+    def find_suspects(self, workers: Iterable[int]) -> list[int]:
+        """Those of these workers that did not say that they are there when they were asked last. Asks nobody."""
+        with self._lock:
+            return [worker for worker in workers if worker in self._silences]
+
     def find_silent(self, started: float) -> dict[int, Answer]:
         """Some of the workers that are not there now, of those that were asked since `started`, for whatever time."""
         with self._lock:

@@ -15,6 +15,7 @@ import msgspec
 
 from ckptflow.errors import PeerError, SaveFailedError, UsageError
 from ckptflow.format.values import to_json
+from ckptflow.format.words import NAMED, some_of
 from ckptflow.job.arguments import check_metrics, check_step
 from ckptflow.peers.team import Call, called
 from ckptflow.preemption.notices import Notice, Notices, name_of
@@ -163,7 +164,8 @@ class PreemptionWatcher:
         """The end of this process's work: `step` committed, and `SystemExit`; or why not."""
         agreed_s = time.monotonic()
         left_s = self._grace_period_s - max(ago_s for _, ago_s in told.values())
-        who = ", ".join(f"worker {worker} by {name_of(by)} {ago_s:.1f} s ago" for worker, (by, ago_s) in told.items())
+        tellings = (f"worker {worker} by {name_of(by)} {ago_s:.1f} s ago" for worker, (by, ago_s) in told.items())
+        who = some_of([*tellings], NAMED)
         logger.warning(
             "told to leave: %s; all workers save step %d now, with %.1f of %g s of the grace period left",
             who,

@@ -32,6 +32,9 @@ _log = logging.getLogger("ckptflow.storage")
 _DELETE_BATCH = 1000  # what one S3 DeleteObjects may hold
 
 
+_REFUSED_FOLDERS = 3  # whose every copy is refused: no accident
+
+
 class RemoteCalls:
     """Calls of one client to one URL, whose errors become ours and show no secret.
 
@@ -114,6 +117,8 @@ class RemoteStore(RemoteCalls, ABC):
         self._has_bulk_delete = False
         self._copying, self._trial = threading.Lock(), threading.Lock()
         self._keeps_condition = False  # of copies, as a trial has shown
+        self._has_copied = False
+        self._refused_in: set[str] = set()  # folders from which copies were refused, until one is made
 
     # ---- the verbs
 
@@ -126,7 +131,13 @@ class RemoteStore(RemoteCalls, ABC):
         if as_version(version) != version:  # whoever has said so
             raise ObjectChangedError(self._changed(source_key, key, version))
         self._try_condition(source_key, key)
-        return self._copy_version(source_key, key, version)
+        try:
+            copied = self._copy_version(source_key, key, version)
+        except ObjectChangedError:
+            self._doubt_copies(source_key)
+            raise
+        self._has_copied = True
+        return copied
 
     def create(self, key: str, data: memoryview) -> None:
         self._write(key, data, is_new=True)
@@ -224,6 +235,14 @@ class RemoteStore(RemoteCalls, ABC):
                     raise
         except (ObjectChangedError, ObjectExistsError) as error:  # "exists" is how any condition fails
             raise ObjectChangedError(self._changed(source_key, key, version)) from error
+
+    def _doubt_copies(self, source_key: str) -> None:
+        """Stops copying where the storage refuses every version: one folder may have been replaced, not all of them."""
+        if self._has_copied:
+            return
+        self._refused_in.add(source_key.rpartition("/")[0])
+        if len(self._refused_in) >= _REFUSED_FOLDERS:
+            self._stop_copying(f"it has refused every copy, from {_REFUSED_FOLDERS} folders, as of a replaced object")
 
     def _changed(self, source_key: str, key: str, version: str) -> str:
         return f"{self._url}/{source_key}: cannot copy to {key}: it is not, or no longer, version {version!r}"

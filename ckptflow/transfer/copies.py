@@ -17,7 +17,7 @@ _FAILURES = 4  # that more of the last copies may fail than succeed before no ot
 class Copies:
     """The copies of one save. Thread-safe.
 
-    A storage that takes writes and no copies, or few, as one that throttles them, is not waited for with each of them.
+    A storage that takes writes and no copies, or few, as one that throttles them, is not asked for each of them.
     """
 
     def __init__(self, store: Store) -> None:
@@ -39,7 +39,8 @@ class Copies:
             copied = store.copy(source_key, key, version)
         except StorageError as error:
             logger.debug("%s/%s is written again: %s", store.url, key, str(error))
-            self._count(-isinstance(error, StorageUnavailableError))
+            # On a disk a refusal takes no time, and says nothing of the next file: each has an age of its own.
+            self._count(-(store.is_object_store or isinstance(error, StorageUnavailableError)))
             return None
         if copied is None:
             logger.debug("%s/%s is written again: the storage does not return its version", store.url, key)

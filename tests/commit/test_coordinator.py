@@ -67,7 +67,7 @@ def test_late_ones_are_waited_for() -> None:
 def test_missing_ones_are_named_and_nothing_is_committed() -> None:
     store = MemoryStore()
     report(store, receipt(1))
-    with pytest.raises(CommitTimeoutError, match=r"worker\(s\) 2 of 3 did not report within commit_timeout_s=0.1"):
+    with pytest.raises(CommitTimeoutError, match=r"worker 2 of 3 did not report within commit_timeout_s=0.1"):
         coordinator(store, timeout_s=0.1).commit(draft(), receipt(0))
     assert folders(store) == []
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
 
 import msgspec
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from ckptflow.commit.assembly import Draft
 from ckptflow.commit.catalog import Summaries, read_manifest
 from ckptflow.commit.coordinator import Coordinator
+from ckptflow.commit.receipts import Receipts
 from ckptflow.commit.resume import Start
 from ckptflow.errors import CommitTimeoutError, SaveFailedError
 from ckptflow.format.layout import receipt_name, shard_name
@@ -24,7 +28,7 @@ from ckptflow.format.manifest import (
 )
 from ckptflow.testing import CountingStore
 from tests.commit.reports import FOLDER, HELD, PART, WORLD_SIZE, claimed, coordinator, draft, receipt, report
-from tests.commit.roots import folders
+from tests.commit.roots import Disk, folders
 from tests.waiting import HANG_S
 
 
@@ -112,6 +116,53 @@ def test_each_of_many_receipts_is_read_once_and_listings_find_them() -> None:
     assert store.keys("list")[:3] == [f"{FOLDER}/"] * 3
     gets = Counter(key for key in store.keys("get") if key in keys)
     assert gets == dict.fromkeys(keys[1:], 1)
+
+
+class Clock:
+    """Goes on while somebody sleeps."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, duration_s: float) -> None:
+        self.now += duration_s
+
+
+def test_who_is_waited_for_is_asked_every_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often a disk is looked at: each question takes time from all threads of the process."""
+    clock = Clock()
+    monkeypatch.setattr("ckptflow.commit.receipts.time", clock)
+    monkeypatch.setattr("ckptflow.commit.receipts.awake_s", clock.monotonic)
+    asked: list[float] = []
+
+    def find_lost(workers: Sequence[int]) -> dict[int, str]:
+        asked.append(clock.now)
+        return {}
+
+    receipts = Receipts(Disk(), HELD, 60.0, lambda: find_lost, lambda folder: None)
+    with pytest.raises(CommitTimeoutError):
+        receipts.collect(draft(), 60.0, lambda: math.inf)
+    assert len(asked) > 20
+    assert all(later - earlier >= 2.0 for earlier, later in pairwise(asked))
+
+
+@pytest.mark.parametrize("gives_up_by", ["the deadline", "workers that are lost"])
+def test_of_many_that_do_not_report_eight_are_named(gives_up_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ckptflow.commit.receipts.ASK_EVERY_S", 0.0)
+    is_lost = gives_up_by == "workers that are lost"
+
+    def find_lost(workers: Sequence[int]) -> dict[int, str]:
+        return {worker: f"has ended (host{worker}:1)" for worker in workers if is_lost}
+
+    receipts = Receipts(Disk(), HELD, 60.0, lambda: find_lost, lambda folder: None)
+    with pytest.raises(SaveFailedError if is_lost else CommitTimeoutError) as raised:
+        receipts.collect(Draft(FOLDER, 1000, ()), math.inf if is_lost else 0.0, lambda: math.inf)
+    named = ", worker 8 has ended (host8:1) and 991 more and did" if is_lost else " 7, 8 and 991 more of 1000 did"
+    assert f"{named} not report" in str(raised.value)
+    assert "worker 9 " not in str(raised.value)
+    assert str(raised.value).endswith("this step was not saved, older checkpoints are untouched")
 
 
 @pytest.mark.parametrize("gives_up_by", ["the deadline", "a worker that is lost"])

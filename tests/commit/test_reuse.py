@@ -79,7 +79,6 @@ def test_two_that_stay_never_share_all_and_the_source_is_there(
 ) -> None:
     store = Disk()
     life, step = _begun(store, policies, None)
-    is_new_pin = False  # since the last prune: the next save does not know of it
     for what, number, loss in [*history, ("save", 1, None), ("save", 1, None)]:
         there = folders(store)
         picked = Folder(*_numbers(there[number % len(there)])) if there else None
@@ -88,9 +87,7 @@ def test_two_that_stay_never_share_all_and_the_source_is_there(
                 step += number
                 life.save(step, metrics={} if loss is None else {"loss": loss}, prune=what == "save")
                 if what == "save":
-                    if not is_new_pin:
-                        check_two_copies(store)
-                    is_new_pin = False
+                    check_two_copies(store)
             case "restart":
                 policies = POLICIES[number]
                 life, step = _begun(store, policies, None)
@@ -98,7 +95,6 @@ def test_two_that_stay_never_share_all_and_the_source_is_there(
                 life, step = _begun(store, policies, picked.step)
             case "pin" if picked:
                 store.objects[pin_key(picked)] = b""
-                is_new_pin = True
             case "unpin" if picked:
                 store.objects.pop(pin_key(picked), None)
             case "delete by hand" if picked and len(there) > 2 and str(picked) != there[-1]:
@@ -277,15 +273,50 @@ def test_a_prune_says_what_has_become_free() -> None:
     assert pruned.size_bytes - pruned.freed_bytes == len("still")
 
 
-def test_pins_are_listed_by_the_prune_alone() -> None:
+@pytest.mark.parametrize(("policies", "is_asked"), [([KeepLast(1)], True), ([KeepLast(2)], False)])
+def test_pins_are_listed_where_they_decide(policies: Sequence[Policy], is_asked: bool) -> None:
     store = CountingStore(Disk())
-    life = begun(store, [KeepLast(1)])
+    life = begun(store, policies)
     for step in (1, 2, 3):
         life.save(step)
     store.calls.clear()
     assert life.coordinator is not None
     life.coordinator.choose_reuse(4, {})
-    assert not store.calls
+    assert store.calls == ([("list", "pins/")] if is_asked else [])
+
+
+def test_a_pin_after_a_save_decides_at_the_next() -> None:
+    store = Disk()
+    life = begun(store, [KeepLast(1)])
+    for step in (1, 2, 3, 4):
+        life.save(step)
+    store.objects[pin_key(Folder(4, 1))] = b""
+    life.save(5)
+    assert folders(store) == [str(Folder(4, 1)), str(Folder(5, 1))]
+    check_two_copies(store)
+
+
+def test_where_pruning_fails_the_save_after_is_another_copy(caplog: pytest.LogCaptureFixture) -> None:
+    class Guarded(Disk):
+        is_guarded = True
+
+        def delete(self, keys: Sequence[str]) -> None:
+            if self.is_guarded:
+                raise StorageAccessError("refused")
+            super().delete(keys)
+
+    store = Guarded()
+    life = begun(store, [KeepLast(1)])
+    for step in (1, 2, 3, 4):
+        life.save(step)
+    assert len(folders(store)) == 4
+    assert caplog.text.count("pruning failed") == 3
+    files = [id(store.objects[still_key(store, folder)]) for folder in folders(store)]
+    assert [file == files[0] for file in files] == [True, True, False, True]
+    store.is_guarded = False
+    copied = [life.save(step).checkpoint.copied_bytes for step in (5, 6)]
+    assert copied == [len("still")] * 2
+    assert folders(store) == [str(Folder(6, 1))]
 
 
 def test_it_is_said_once_that_what_does_not_change_is_written_again(caplog: pytest.LogCaptureFixture) -> None:

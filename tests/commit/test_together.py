@@ -57,8 +57,22 @@ def test_workers_that_do_not_share_a_storage_are_told_at_once(
     for error in together(work):
         assert isinstance(error, StorageError)
         assert "these workers do not see the same storage: worker 0 (/disk0 on " in str(error)
-        assert f"has {key}, which is not found by worker 1 (/disk1 on " in str(error)
-        assert "worker 2 (/disk2 on " in str(error)
+        assert f"has {key}, which is not found by workers 1 (/disk1 on " in str(error)
+        assert ", 2 (/disk2 on " in str(error)
+
+
+def test_of_many_that_see_another_storage_eight_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ckptflow.commit.together._PAUSES_S", (0.0,))
+    stores = [MemoryStore(url=f"/disk{worker}") for worker in range(30)]
+
+    def work(member: Member) -> None:
+        store = stores[member.worker]
+        Resume(store, member, Summaries(store), check=lambda _: None, load=lambda *_: None).run(None)
+
+    for error in together(work, 30):
+        assert isinstance(error, StorageError)
+        assert "which is not found by workers 1 (/disk1 on " in str(error)
+        assert ") and 21 more. Give every worker the URL" in str(error)
 
 
 def test_a_shard_that_one_worker_alone_does_not_find_is_no_damage() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from ckptflow.errors import (
     StorageFullError,
     StorageUnavailableError,
 )
+from ckptflow.storage.opening import open_store
 from ckptflow.testing import CountingStore, FaultyStore
 from tests.manager.states import wrap_store
 from tests.servers import Server
@@ -131,6 +134,43 @@ def test_a_bucket_that_takes_no_copies(proxy: FaultyProxy, seaweedfs: Server, na
     finally:
         proxy.rules = []
     assert (made.save(3).copied_bytes > 0) == (name == "SlowDown")  # what is refused is not asked for again
+    made.manager.close()
+
+
+def test_a_bucket_that_refuses_every_version(
+    proxy: FaultyProxy, seaweedfs: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It keeps to a condition of a copy in that it never finds it met: after three saves it is asked no more."""
+    caplog.set_level(logging.INFO, "ckptflow")
+    made = Job(f"s3://ckptflow-tests/changed-{tmp_path.name}", {**seaweedfs.options_at(proxy.endpoint)})
+    made.save(1)
+    proxy.rules = [lacking.no_copies(lacking.error("PreconditionFailed", "no", 412))]
+    asked: list[int] = []
+    try:
+        for step in range(2, 7):
+            since = len(proxy.requests)
+            assert made.save(step).copied_bytes == 0
+            asked.append(sum("x-amz-copy-source" in {k.lower() for k in each} for each in proxy.headers[since:]))
+    finally:
+        proxy.rules = []
+        made.manager.close()
+    assert all(0 < count < SHARDS for count in asked[:3])
+    assert asked[3:] == [0, 0]
+    assert caplog.text.count("shards are written, not copied inside the storage: it has refused every copy") == 1
+
+
+def test_a_bucket_in_which_one_checkpoint_was_replaced_is_copied_in(seaweedfs: Server, tmp_path: Path) -> None:
+    """What is written from then on is copied."""
+    made = Job(f"s3://ckptflow-tests/replaced-{tmp_path.name}", seaweedfs.storage_options)
+    first = made.save(1)
+    with closing(open_store(first.url, seaweedfs.storage_options)) as store:
+        for entry in [each for each in store.list() if each.key.startswith("shard-")]:
+            data = bytearray(entry.size_bytes)
+            store.get(entry.key, memoryview(data))
+            data[-1] ^= 1
+            store.put(entry.key, memoryview(data))
+    made.save(2)
+    assert made.save(3).copied_bytes > 0
     made.manager.close()
 
 

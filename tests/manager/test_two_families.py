@@ -43,7 +43,7 @@ class Walk:
         self.saved: dict[str, float] = {}  # by folder, what all of the backbone was
         self.damaged: set[int] = set()  # inodes
         self.open_files = ExitStack()
-        self.knows_pins = True  # the job, of those that came since it listed the root
+        self.knows_prunes = True  # the job, of one by hand: it looks at what is there after its next save
         self.is_pruned = False  # by the job itself, and not by hand since
         self.start(0)
 
@@ -93,10 +93,9 @@ class Walk:
         *others, newest = self.there().values()
         assert not newest & self.damaged
         sound = [files for files in others if not files & self.damaged]
-        is_promised, self.knows_pins = self.knows_pins, True
-        assert not is_promised or not sound or any(not files & newest for files in sound), (
-            "all that stays shares a file with the newest"
-        )
+        is_promised, self.knows_prunes = self.knows_prunes, True
+        is_other = any(not files & newest for files in sound)
+        assert not is_promised or not sound or is_other, "all that stays shares a file with the newest"
         self.is_pruned = is_promised
 
     def thaw(self) -> None:
@@ -105,7 +104,7 @@ class Walk:
     def prune(self, last: int) -> None:
         with closing(open_store(str(self.root))) as store, suppress(UsageError):  # refused before the first save
             prune_by_hand(store, Summaries(store), [KeepLast(last)], find_damage)
-        self.is_pruned = False
+        self.is_pruned = self.knows_prunes = False
 
     def damage(self) -> bool:
         """Each file of the newest goes wrong, under all of its names; the job starts again, if anything is left."""
@@ -171,7 +170,6 @@ def test_what_a_restore_falls_back_to_is_in_other_files(
             case "go back" | "look back":
                 walk.restore(steps[number % len(steps)], reads=what == "look back")
             case "pin" | "unpin":
-                walk.knows_pins = False
                 with closing(open_store(str(walk.root))) as store:
                     step = steps[number % len(steps)]
                     pin_checkpoint(store, Summaries(store), step) if what == "pin" else unpin_checkpoint(store, step)

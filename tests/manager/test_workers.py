@@ -38,6 +38,10 @@ def test_workers_share_the_bytes_and_another_number_resumes(tmp_path: Path) -> N
         assert checkpoint.verify() == []
 
 
+def test_where_one_can_start_no_thread_all_raise(tmp_path: Path) -> None:
+    run("one_can_start_no_thread", 2, tmp_path)
+
+
 def test_replicas_that_differ_are_named_and_never_mixed(tmp_path: Path) -> None:
     outputs = run("diverged", 2, tmp_path)
     averages = ["model/batch_normalization/moving_mean", "model/batch_normalization/moving_variance"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -232,9 +233,28 @@ def a_worker_never_reports() -> None:
         manager.wait()
         raise SystemExit("nothing was raised")
     except (ckptflow.CommitTimeoutError, PeerError) as error:
-        assert "worker(s) 1 of 2 did not report" in str(error), error
+        assert "worker 1 of 2 did not report" in str(error), error
     print("well")
     os._exit(0)
+
+
+def one_can_start_no_thread() -> None:
+    """Worker 1 cannot save in the background: all raise, in the same call, and nobody waits for its report."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("ckptflow-save"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with CheckpointManager(ROOT, {"m": make_variables({"v": 10})}, strategy=strategy) as manager:
+        with (
+            patch.object(threading.Thread, "start", refuse if worker == 1 else start),
+            pytest.raises(SaveFailedError if worker == 1 else PeerError, match="in the background cannot be started"),
+        ):
+            manager.save(1)
+        assert manager.save(2).result().step == 2
+    print("well")
 
 
 def errors_reach_all() -> None:

@@ -117,3 +117,24 @@ def test_whatever_keeps_it_from_being_sent_is_told(error: BaseException, keys: C
     keys(error).goes_on.set()
     with pytest.raises(UnreachableError, match="no"):
         service.Service().put("t/1", "text", HANG_S)
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+def test_where_no_thread_can_be_started_nothing_hangs(
+    is_read: bool, reads: Reads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts as a service that does not answer: whoever waits tries again."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(service, "_sender", service._Sender())
+    post = service.Service()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        post.replace("t/sign", "text")
+        assert not is_read or post.get("t/0", 0.0) is None
+        with pytest.raises(UnreachableError, match="can't start new thread"):
+            post.get("t/0", HANG_S) if is_read else post.put("t/0", "text", HANG_S)
+    reads.write("t/0", "text")
+    assert post.get("t/0", HANG_S) == "text"

@@ -188,6 +188,25 @@ def test_workers_that_call_different_things_are_named() -> None:
         assert "worker 0: save(step=5); worker 1: save(step=6); worker 2: restore: choose" in str(error)
 
 
+def test_of_many_workers_that_call_the_same_eight_are_named() -> None:
+    """Those that differ come first: the text stays short, and says who is to be looked at."""
+
+    def work(member: Member) -> object:
+        return agree(member, called(Call.SAVE, step=6 if member.worker == 17 else 5), lambda: 1)
+
+    for error in together(work, 30):
+        text = str(error).partition(" points. ")[2]
+        assert text == "worker 17: save(step=6); workers 0, 1, 2, 3, 4, 5, 6, 7 and 21 more: save(step=5)"
+
+
+def test_where_each_of_many_calls_something_else_eight_are_told() -> None:
+    def work(member: Member) -> object:
+        return agree(member, called(Call.SAVE, step=member.worker), lambda: 1)
+
+    for error in together(work, 30):
+        assert str(error).endswith("worker 6: save(step=6); worker 7: save(step=7) and 22 more")
+
+
 def test_a_message_that_is_too_large_is_refused_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(team, "MAX_MESSAGE_BYTES", 1000)
     for error in together(lambda member: agree(member, Call.WAIT, lambda: "x" * (2000 * (member.worker == 1)))):

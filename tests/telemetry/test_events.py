@@ -273,3 +273,19 @@ def test_what_cannot_be_called_is_refused(tmp_path: Path) -> None:
     for wrong in ("print", [print, None], 3):
         with pytest.raises(ValueError, match=r"on_event: .* cannot be called with an event"):
             CheckpointManager(tmp_path, {"m": Weights()}, on_event=wrong)  # type: ignore[arg-type]
+
+
+def test_where_no_thread_can_be_started_an_event_waits_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tells it, as a save, must not fail by it."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    told: list[Event] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        telling = Hooks([told.append], 0)
+        telling.tell(Claimed(incarnation=1, reason="start"))
+    telling.tell(Claimed(incarnation=2, reason="start"))
+    telling.close()
+    assert [event.incarnation for event in told if isinstance(event, Claimed)] == [1, 2]

@@ -6,13 +6,14 @@ import pytest
 
 from ckptflow.errors import (
     ObjectChangedError,
+    ObjectNotFoundError,
     StorageAccessError,
     StorageError,
     StorageFullError,
     StorageUnavailableError,
     UsageError,
 )
-from ckptflow.testing import FaultyStore, MemoryStore
+from ckptflow.testing import CountingStore, FaultyStore, MemoryStore
 from ckptflow.transfer.copies import Copies
 
 
@@ -39,6 +40,29 @@ def test_what_a_storage_says_fails_no_save(error: type[StorageError], is_after: 
     assert Copies(store).copy("a/shard", "b/shard", str(version)) is None
     assert ("b/shard" in inner.objects) == is_after
     store.assert_all_used()
+
+
+@pytest.mark.parametrize("error", [StorageError, ObjectChangedError, ObjectNotFoundError, StorageUnavailableError])
+def test_a_bucket_that_refuses_all_is_asked_for_a_few(error: type[StorageError]) -> None:
+    inner = CountingStore(MemoryStore())
+    store = FaultyStore(inner)
+    version = str(inner.put("a/shard", memoryview(b"bytes")))
+    store.fail("copy", error("no"), times=30)
+    copies = Copies(store)
+    for number in range(30):
+        assert copies.copy("a/shard", f"b/{number}", version) is None
+    assert sum(fault.is_used for fault in store.faults) == 5
+    store.faults.clear()
+    assert Copies(store).copy("a/shard", "b/shard", version)  # the next save asks again
+
+
+def test_a_few_that_were_replaced_keep_no_other_from_being_copied() -> None:
+    store = MemoryStore()
+    version = str(store.put("a/shard", memoryview(b"bytes")))
+    copies = Copies(store)
+    for number in range(30):
+        is_there = number % 2 == 0
+        assert bool(copies.copy("a/shard", f"b/{number}", version if is_there else f"{version}0")) == is_there
 
 
 def test_a_copy_whose_version_is_not_told_is_not_relied_on() -> None:
