@@ -9,10 +9,11 @@ from typing import Any
 from ckptflow.errors import UsageError
 from ckptflow.format.layout import own_name
 from ckptflow.state import tf_keras
-from ckptflow.state.configs import count_variables, inputs_of, is_built, owner_of, part_of
+from ckptflow.state.configs import count_variables, inputs_of, owner_of, part_of
 from ckptflow.state.kinds import (
     LAYERS,
     Kind,
+    is_built,
     is_distributed,
     is_keras3_model,
     is_on_server,

@@ -14,7 +14,7 @@ from ckptflow.errors import CorruptCheckpointError
 from ckptflow.format.record import MAX_NAME_CHARACTERS
 from ckptflow.format.values import from_json, to_json
 from ckptflow.format.words import some_of
-from ckptflow.state.kinds import Kind, is_keras3_model, keras3, kind_of, tf_keras
+from ckptflow.state.kinds import Kind, is_built, is_keras3_model, keras3, kind_of, tf_keras
 from ckptflow.state.light import has_large_constants, mark, marks_in, serialize_light
 from ckptflow.state.private import tf_keras as tf_keras_private
 from ckptflow.state.settings import settings_of
@@ -208,19 +208,6 @@ def owner_of(node: OptimizerNode, tree: Tree) -> Any:
 def count_variables(model: Any) -> int:
     """How many weights a model has now."""
     return len(weights_of(model))
-
-
-def is_built(optimizer: Any) -> bool:
-    """Whether an optimizer has its variables. A legacy one of tf_keras may have no slots: SGD without momentum."""
-    if kind_of(optimizer) is Kind.KERAS3_OPTIMIZER:
-        return bool(optimizer.built)
-    found = vars(optimizer)
-    inner = tf_keras_private.inner_optimizer(optimizer)
-    if inner is not optimizer:
-        return is_built(inner)
-    if tf_keras_private.SLOTS in found:
-        return bool(found[tf_keras_private.SLOTS] or found.get(tf_keras_private.HYPERS_MADE))
-    return bool(found.get(tf_keras_private.BUILT, False))
 
 
 def _class_name(obj: Any) -> str:

@@ -20,7 +20,7 @@ from ckptflow.state.per_worker import PerWorker
 from ckptflow.state.private import tensorflow as private
 from ckptflow.state.private.keras import value_of
 from ckptflow.state.private.tensorflow import Trackable
-from ckptflow.state.private.tf_keras import without_autocast
+from ckptflow.state.private.tf_keras import BUILT, HYPERS_MADE, SLOTS, inner_optimizer, without_autocast
 
 
 class Kind(Enum):
@@ -212,6 +212,19 @@ def is_normalization(obj: object) -> bool:
         keras is not None and hasattr(keras, "layers") and isinstance(obj, keras.layers.Normalization)
         for keras in (keras3(), tf_keras())
     )
+
+
+def is_built(optimizer: Any) -> bool:
+    """Whether an optimizer has its variables. A legacy one of tf_keras may have no slots: SGD without momentum."""
+    if kind_of(optimizer) is Kind.KERAS3_OPTIMIZER:
+        return bool(optimizer.built)
+    found = vars(optimizer)
+    inner = inner_optimizer(optimizer)
+    if inner is not optimizer:
+        return is_built(inner)
+    if SLOTS in found:
+        return bool(found[SLOTS] or found.get(HYPERS_MADE))
+    return bool(found.get(BUILT, False))
 
 
 def is_feature_space(obj: object) -> bool:
