@@ -23,6 +23,7 @@ from ckptflow.state.kinds import (
     raw_variable,
 )
 from ckptflow.state.limits import limited
+from ckptflow.state.private import tensorflow as private
 from ckptflow.state.private.keras import trace
 from ckptflow.state.private.tf_keras import make_slots
 from ckptflow.state.tree import RESERVED_PREFIX, Tree, walk
@@ -188,7 +189,9 @@ def _build_optimizer(
         scope = strategy.scope()
     try:
         with scope:
-            if hasattr(node.optimizer, "build"):
+            if kind_of(node.optimizer) is Kind.TF1_OPTIMIZER:
+                private.make_slots(node.optimizer, variables)
+            elif hasattr(node.optimizer, "build"):
                 node.optimizer.build(variables)
             else:  # a legacy optimizer of tf_keras
                 make_slots(node.optimizer, variables)

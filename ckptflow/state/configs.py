@@ -25,6 +25,11 @@ from ckptflow.state.weights import trainable_of, weights_of
 logger = logging.getLogger("ckptflow")
 
 
+_FRAMEWORKS: dict[Kind | None, str] = {  # of optimizers
+    Kind.KERAS3_OPTIMIZER: "keras",
+    Kind.TF_KERAS_OPTIMIZER: "tf_keras",
+    Kind.TF1_OPTIMIZER: "tensorflow",  # which has no configs
+}
 MAX_CONFIG_BYTES = 4 << 20  # the largest known of a model without data has 1 MB, for a thousand layers
 MAX_CONFIGS_BYTES = 16 << 20  # of all together
 
@@ -50,7 +55,7 @@ def describe(tree: Tree) -> dict[str, Any]:
         inside = any(path.startswith(f"{above}/") and "config" in entry_above for above, entry_above in found.items())
         found[path] = _describe_model(path, model, room, with_config=not inside)
     for path, node in tree.optimizers.items():
-        framework = "keras" if kind_of(node.optimizer) is Kind.KERAS3_OPTIMIZER else "tf_keras"
+        framework = _FRAMEWORKS[kind_of(node.optimizer)]
         entry = found[path] = {
             "kind": "optimizer",
             "framework": framework,
@@ -60,7 +65,7 @@ def describe(tree: Tree) -> dict[str, Any]:
         if node.built_for and set(node.built_for) != _default_variables(node, tree):
             entry["variables"] = list(node.built_for)
         is_inside = any(path.startswith(f"{above}/") for above in tree.optimizers)
-        if not is_inside and not _is_compiled_with(node, tree, found):
+        if framework != "tensorflow" and not is_inside and not _is_compiled_with(node, tree, found):
             entry |= room.take(path, {"config": _config(node.optimizer, framework, path)})
     return {
         path: entry for path, entry in found.items() if len(path) <= MAX_NAME_CHARACTERS

@@ -206,7 +206,7 @@ class _Walk:
             kind = kind_of(obj)
             if kind is Kind.VARIABLE:
                 variables.setdefault(id(_first_part(obj)), number)
-            elif kind is Kind.TF_KERAS_OPTIMIZER:
+            elif kind in (Kind.TF_KERAS_OPTIMIZER, Kind.TF1_OPTIMIZER):
                 optimizers.append(number)
         for number in optimizers:
             optimizer = inner_optimizer(self._objects[number])

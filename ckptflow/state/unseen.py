@@ -36,7 +36,7 @@ _MAX_DEPTH = 6
 _SHOWN = 5
 _EMPTY_CELL = CellType()
 _MAPPINGS = (ChainMap, UserDict)  # which have it in an attribute
-_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _ITEMS: dict[type, Callable[[Any], Iterable[Any]]] = {
     dict: dict.values,
     list: list.__iter__,
