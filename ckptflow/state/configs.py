@@ -16,6 +16,7 @@ from ckptflow.format.values import from_json, to_json
 from ckptflow.format.words import some_of
 from ckptflow.state.kinds import Kind, is_built, is_keras3_model, keras3, kind_of, tf_keras
 from ckptflow.state.light import has_large_constants, mark, marks_in, serialize_light
+from ckptflow.state.numbers import places_of_numbers
 from ckptflow.state.private import tf_keras as tf_keras_private
 from ckptflow.state.settings import settings_of
 from ckptflow.state.tree import Tree
@@ -39,6 +40,7 @@ def described(tree: Tree) -> dict[str, Any]:
     settings = settings_of(tree)
     if tree.configs is None or tree.configs[0] != settings:
         tree.configs = settings, describe(tree)
+        tree.numbers = places_of_numbers(tree, tree.configs[1])
     return tree.configs[1]
 
 
