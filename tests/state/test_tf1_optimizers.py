@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from ckptflow import CheckpointManager
+from ckptflow import CheckpointManager, export_checkpoint, import_model
 from ckptflow.state.tree import walk
 from tests.state import roundtrip
 
@@ -39,12 +39,13 @@ def test_slots_go_by_the_names_of_their_variables(order: str, steps: int) -> Non
     assert slots_of(fresh) == slots_of(saved)
 
 
-def test_a_model_of_tf_keras_goes_on(tmp_path: Path) -> None:
-    def compiled() -> Any:
-        model = tf_keras.Sequential([tf_keras.layers.Dense(2, input_shape=(3,)), tf_keras.layers.Dense(1)])
-        model.compile(TF1.AdamOptimizer(0.01), "mse")
-        return model
+def compiled() -> Any:
+    model = tf_keras.Sequential([tf_keras.layers.Dense(2, input_shape=(3,)), tf_keras.layers.Dense(1)])
+    model.compile(TF1.AdamOptimizer(0.01), "mse")
+    return model
 
+
+def test_a_model_of_tf_keras_goes_on(tmp_path: Path) -> None:
     model, again = compiled(), compiled()
     model.fit(np.ones((4, 3)), np.ones((4, 1)), epochs=2, verbose=0)
     with CheckpointManager(tmp_path, {"model": model}) as manager:
@@ -79,3 +80,17 @@ def test_under_a_strategy() -> None:
 def test_a_rate_in_a_variable_is_saved() -> None:
     rate = tf.Variable(0.5)
     assert [leaf.name for leaf in walk({"o": TF1.GradientDescentOptimizer(rate)}).leaves] == ["o/learning_rate"]
+
+
+def test_checkpoints_of_tensorflow(tmp_path: Path) -> None:
+    """Its own names for slots, in both directions, into an optimizer that has none yet."""
+    model, url = compiled(), tmp_path / "run"
+    model.fit(np.ones((4, 3)), np.ones((4, 1)), epochs=2, verbose=0)
+    stock = tf.train.Checkpoint(model=model).write(str(tmp_path / "stock"))
+    import_model(stock, url, model=compiled())
+    exported = str(tmp_path / "exported")
+    export_checkpoint(url, exported, format="tf-checkpoint", model=compiled())
+    keys = [key for key, _ in tf.train.list_variables(stock) if "OPTIMIZER_SLOT" in key or "beta1_power" in key]
+    assert len(keys) == 9
+    for key in keys:
+        np.testing.assert_array_equal(tf.train.load_variable(exported, key), tf.train.load_variable(stock, key))
