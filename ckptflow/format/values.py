@@ -32,7 +32,8 @@ def to_json(value: Any, where: str) -> Any:
     """The JSON-able form of a value, from which `from_json` makes an equal value of the same types.
 
     Takes None, bool, int, float, str, bytes, list, tuple and dict (with any of the first six as keys), and NumPy
-    scalars, which become Python's. Raises `UnsupportedStateError` for anything else, naming its place below `where`.
+    scalars that equal one of these, which they become. Raises `UnsupportedStateError` for anything else, naming its
+    place below `where`.
     """
     return _to_json(value, where, ())
 
@@ -63,8 +64,7 @@ def check_room(found: Mapping[str, Any], max_bytes: int) -> None:
 
 
 def _to_json(value: Any, where: str, path: tuple[Any, ...]) -> Any:
-    if isinstance(value, np.generic):
-        value = value.item()
+    value = _as_python(value)
     kind = type(value)
     if kind not in _SCALARS and kind not in (list, tuple, dict):
         raise UnsupportedStateError(
@@ -96,12 +96,21 @@ def _to_json(value: Any, where: str, path: tuple[Any, ...]) -> Any:
             for key, item in value.items()
         }
     for key in value:
-        if not isinstance(key, (*_SCALARS, np.generic)):
+        if type(_as_python(key)) not in _SCALARS:
             raise UnsupportedStateError(
                 f"{_place(where, path)} has a key of type {type(key).__name__}; keys can be None, bool, int, float, "
                 "str or bytes"
             )
     return {"$dict": [[_to_json(key, where, path), _to_json(item, where, (*path, key))] for key, item in value.items()]}
+
+
+def _as_python(value: Any) -> Any:
+    """A NumPy scalar as Python's own of the same value; any other value, and a scalar that Python has none for, as it
+    is. By `item()` a time would be a number or a datetime, a record a tuple, and a text would lose zeros at its end."""
+    if isinstance(value, (np.str_, np.bytes_)):
+        return "".join([value]) if isinstance(value, np.str_) else bytes(value)  # its own __str__ strips zeros, too
+    is_other = not isinstance(value, np.generic) or isinstance(value, (np.datetime64, np.timedelta64, np.void))
+    return value if is_other else value.item()
 
 
 def _place(where: str, path: tuple[Any, ...]) -> str:

@@ -9,10 +9,11 @@ from typing import Any
 from ckptflow.errors import UsageError
 from ckptflow.format.layout import own_name
 from ckptflow.state import tf_keras
-from ckptflow.state.configs import count_variables, inputs_of, is_built, owner_of, part_of
+from ckptflow.state.configs import count_variables, inputs_of, owner_of, part_of
 from ckptflow.state.kinds import (
     LAYERS,
     Kind,
+    is_built,
     is_distributed,
     is_keras3_model,
     is_on_server,
@@ -21,7 +22,12 @@ from ckptflow.state.kinds import (
     kind_of,
     raw_variable,
 )
+<<<<<<< HEAD
 from ckptflow.state.limits import limited, machine_bytes
+=======
+from ckptflow.state.limits import limited
+from ckptflow.state.private import tensorflow as private
+>>>>>>> mD
 from ckptflow.state.private.keras import trace
 from ckptflow.state.private.tf_keras import make_slots
 from ckptflow.state.tree import RESERVED_PREFIX, Tree, walk
@@ -188,7 +194,9 @@ def _build_optimizer(
         scope = strategy.scope()
     try:
         with scope:
-            if hasattr(node.optimizer, "build"):
+            if kind_of(node.optimizer) is Kind.TF1_OPTIMIZER:
+                private.make_slots(node.optimizer, variables)
+            elif hasattr(node.optimizer, "build"):
                 node.optimizer.build(variables)
             else:  # a legacy optimizer of tf_keras
                 make_slots(node.optimizer, variables)

@@ -18,7 +18,10 @@ from ckptflow.format.dtypes import Array
 
 
 class NotPutBackError(Exception):
-    """A rehearsal has changed an object, which does not accept its previous state before."""
+    """A rehearsal has changed an object, which does not accept the state that it had before. `fits` says whether it
+    accepted the new one, and can be written once more."""
+
+    fits = False
 
 
 class Bundle(ABC):
@@ -41,7 +44,26 @@ class Bundle(ABC):
 
     def misfit(self, parts: Mapping[str, Array]) -> str:
         """Why `write` cannot take these parts; empty if it can. Leaves the object as it is, or raises
-        `NotPutBackError`; what else it raises says why, too."""
+        `NotPutBackError`; what else it raises says why, too.
+
+        Tried on the object, which gets its own parts back: its dtypes and shapes may be the same where it refuses the
+        values, and others where it grows.
+        """
+        before = self.held()
+        try:
+            self.write(parts)
+        except BaseException as error:
+            self.put_back(before)
+            if not isinstance(error, Exception):
+                raise
+            other = [name for name in sorted(before) if np.shape(before[name]) != np.shape(parts[name])]
+            shapes = [f"{name} has shape {np.shape(before[name])}, {np.shape(parts[name])} there" for name in other]
+            return f"{'; '.join(shapes)}: {said(error)}" if shapes else said(error)
+        try:
+            self.put_back(before)
+        except NotPutBackError as error:
+            error.fits = True
+            raise
         return ""
 
     def held(self) -> dict[str, Array]:

@@ -23,14 +23,15 @@ from ckptflow.state.configs import described
 from ckptflow.state.graph import describe_graph
 from ckptflow.state.leaves import VariableLeaf, check_shape, host_array, to_bytes
 from ckptflow.state.memory import Memory, memory_of
+from ckptflow.state.numbers import Place, with_numbers
 from ckptflow.state.tree import Tree
 
 
 class Snapshot:
     """The state at one step; implements `format.spec.TensorSource`. Reading it never starts a collective.
 
-    `python_state` is the plain Python state by entry, ready for JSON; `models` describes the models and optimizers;
-    `per_worker` names the entries that are this worker's own, `own_names` are theirs in a checkpoint.
+    `python_state` is the plain Python state by entry, ready for JSON; `per_worker` names the entries that are this
+    worker's own, `own_names` are theirs in a checkpoint.
     """
 
     def __init__(
@@ -40,16 +41,24 @@ class Snapshot:
         remote: frozenset[int],
         python_state: dict[str, Any],
         models: dict[str, Any],
+        numbers: dict[Place, Any],
         is_chief: bool,
     ) -> None:
         self._tree = tree
         self._held = held
         self._remote = remote
         self.python_state = python_state
-        self.models = models
+        self._models = models
+        self._numbers = numbers
         self.is_chief = is_chief
         self.per_worker = tuple(tree.per_worker)
         self.own_names = tree.own_names
+
+    @property
+    def models(self) -> dict[str, Any]:
+        """What describes the models and optimizers, with the rates that they had then. From any thread: waits for an
+        accelerator to give them."""
+        return with_numbers(self._models, {place: host_array(held).item() for place, held in self._numbers.items()})
 
     @property
     def object_graph(self) -> ObjectGraph | None:
@@ -143,7 +152,9 @@ def capture(tree: Tree, *, is_chief: bool) -> Snapshot:
     values.check_room(shared, values.MAX_STATE_BYTES // 2)
     own = {name: state for name, state in python_state.items() if name in tree.own_names}
     values.check_room(own, values.MAX_STATE_BYTES // 2 // tree.world_size)
-    return Snapshot(tree, held, plan.remote, python_state, described(tree), is_chief)
+    models = described(tree)
+    numbers = {place: held[index] for place, index in tree.numbers.items() if is_chief}
+    return Snapshot(tree, held, plan.remote, python_state, models, numbers, is_chief)
 
 
 def prepare(tree: Tree) -> None:

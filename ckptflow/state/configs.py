@@ -14,8 +14,9 @@ from ckptflow.errors import CorruptCheckpointError
 from ckptflow.format.record import MAX_NAME_CHARACTERS
 from ckptflow.format.values import from_json, to_json
 from ckptflow.format.words import some_of
-from ckptflow.state.kinds import Kind, is_keras3_model, keras3, kind_of, tf_keras
+from ckptflow.state.kinds import Kind, is_built, is_keras3_model, keras3, kind_of, tf_keras
 from ckptflow.state.light import has_large_constants, mark, marks_in, serialize_light
+from ckptflow.state.numbers import places_of_numbers
 from ckptflow.state.private import tf_keras as tf_keras_private
 from ckptflow.state.settings import settings_of
 from ckptflow.state.tree import Tree
@@ -25,6 +26,11 @@ from ckptflow.state.weights import trainable_of, weights_of
 logger = logging.getLogger("ckptflow")
 
 
+_FRAMEWORKS: dict[Kind | None, str] = {  # of optimizers
+    Kind.KERAS3_OPTIMIZER: "keras",
+    Kind.TF_KERAS_OPTIMIZER: "tf_keras",
+    Kind.TF1_OPTIMIZER: "tensorflow",  # which has no configs
+}
 MAX_CONFIG_BYTES = 4 << 20  # the largest known of a model without data has 1 MB, for a thousand layers
 MAX_CONFIGS_BYTES = 16 << 20  # of all together
 
@@ -34,6 +40,7 @@ def described(tree: Tree) -> dict[str, Any]:
     settings = settings_of(tree)
     if tree.configs is None or tree.configs[0] != settings:
         tree.configs = settings, describe(tree)
+        tree.numbers = places_of_numbers(tree, tree.configs[1])
     return tree.configs[1]
 
 
@@ -50,7 +57,7 @@ def describe(tree: Tree) -> dict[str, Any]:
         inside = any(path.startswith(f"{above}/") and "config" in entry_above for above, entry_above in found.items())
         found[path] = _describe_model(path, model, room, with_config=not inside)
     for path, node in tree.optimizers.items():
-        framework = "keras" if kind_of(node.optimizer) is Kind.KERAS3_OPTIMIZER else "tf_keras"
+        framework = _FRAMEWORKS[kind_of(node.optimizer)]
         entry = found[path] = {
             "kind": "optimizer",
             "framework": framework,
@@ -60,7 +67,7 @@ def describe(tree: Tree) -> dict[str, Any]:
         if node.built_for and set(node.built_for) != _default_variables(node, tree):
             entry["variables"] = list(node.built_for)
         is_inside = any(path.startswith(f"{above}/") for above in tree.optimizers)
-        if not is_inside and not _is_compiled_with(node, tree, found):
+        if framework != "tensorflow" and not is_inside and not _is_compiled_with(node, tree, found):
             entry |= room.take(path, {"config": _config(node.optimizer, framework, path)})
     return {
         path: entry for path, entry in found.items() if len(path) <= MAX_NAME_CHARACTERS
@@ -208,19 +215,6 @@ def owner_of(node: OptimizerNode, tree: Tree) -> Any:
 def count_variables(model: Any) -> int:
     """How many weights a model has now."""
     return len(weights_of(model))
-
-
-def is_built(optimizer: Any) -> bool:
-    """Whether an optimizer has its variables. A legacy one of tf_keras may have no slots: SGD without momentum."""
-    if kind_of(optimizer) is Kind.KERAS3_OPTIMIZER:
-        return bool(optimizer.built)
-    found = vars(optimizer)
-    inner = tf_keras_private.inner_optimizer(optimizer)
-    if inner is not optimizer:
-        return is_built(inner)
-    if tf_keras_private.SLOTS in found:
-        return bool(found[tf_keras_private.SLOTS] or found.get(tf_keras_private.HYPERS_MADE))
-    return bool(found.get(tf_keras_private.BUILT, False))
 
 
 def _class_name(obj: Any) -> str:

@@ -206,7 +206,7 @@ class _Walk:
             kind = kind_of(obj)
             if kind is Kind.VARIABLE:
                 variables.setdefault(id(_first_part(obj)), number)
-            elif kind is Kind.TF_KERAS_OPTIMIZER:
+            elif kind in (Kind.TF_KERAS_OPTIMIZER, Kind.TF1_OPTIMIZER):
                 optimizers.append(number)
         for number in optimizers:
             optimizer = inner_optimizer(self._objects[number])
@@ -227,6 +227,8 @@ class _Walk:
             for child in children.values():
                 parents.setdefault(child, []).append(number)
         kept = {0, *self._slots, *(number for number, value in enumerate(self._values) if value is not None)}
+        # One that has no variables yet stands for those that another graph has of it.
+        kept |= {number for number, obj in enumerate(self._objects) if kind_of(obj) is Kind.TF1_OPTIMIZER}
         waiting = list(kept)
         while waiting:
             for parent in parents.get(waiting.pop(), ()):

@@ -20,7 +20,7 @@ from ckptflow.state.per_worker import PerWorker
 from ckptflow.state.private import tensorflow as private
 from ckptflow.state.private.keras import value_of
 from ckptflow.state.private.tensorflow import Trackable
-from ckptflow.state.private.tf_keras import without_autocast
+from ckptflow.state.private.tf_keras import BUILT, HYPERS_MADE, SLOTS, inner_optimizer, without_autocast
 
 
 class Kind(Enum):
@@ -43,12 +43,13 @@ class Kind(Enum):
     TF_KERAS_LAYER = auto()
     TF_KERAS_OPTIMIZER = auto()
     TF_KERAS_METRIC = auto()
+    TF1_OPTIMIZER = auto()
     TRACKABLE = auto()
     DATASET = auto()
     PER_WORKER = auto()
 
 
-OPTIMIZERS = frozenset({Kind.KERAS3_OPTIMIZER, Kind.TF_KERAS_OPTIMIZER})
+OPTIMIZERS = frozenset({Kind.KERAS3_OPTIMIZER, Kind.TF_KERAS_OPTIMIZER, Kind.TF1_OPTIMIZER})
 METRICS = frozenset({Kind.KERAS3_METRIC, Kind.TF_KERAS_METRIC})
 CONTAINERS = frozenset({Kind.LIST, Kind.DICT, Kind.SET, Kind.RECORD})
 LAYERS = frozenset({Kind.KERAS3_LAYER, Kind.TF_KERAS_LAYER, Kind.LOOKUP, Kind.DISCRETIZATION})
@@ -97,6 +98,8 @@ def _classify(cls: type) -> Kind | None:
         return Kind.TABLE
     if issubclass(cls, tf.data.Dataset):
         return Kind.DATASET
+    if issubclass(cls, tf.compat.v1.train.Optimizer):
+        return Kind.TF1_OPTIMIZER
     kind = _classify_keras3(cls) or _classify_tf_keras(cls)
     if kind is None and issubclass(cls, Trackable) and not issubclass(cls, _NO_STATE):
         kind = Kind.TRACKABLE
@@ -212,6 +215,19 @@ def is_normalization(obj: object) -> bool:
         keras is not None and hasattr(keras, "layers") and isinstance(obj, keras.layers.Normalization)
         for keras in (keras3(), tf_keras())
     )
+
+
+def is_built(optimizer: Any) -> bool:
+    """Whether an optimizer has its variables. A legacy one of tf_keras may have no slots: SGD without momentum."""
+    if kind_of(optimizer) is Kind.KERAS3_OPTIMIZER:
+        return bool(optimizer.built)
+    found = vars(optimizer)
+    inner = inner_optimizer(optimizer)
+    if inner is not optimizer:
+        return is_built(inner)
+    if SLOTS in found:
+        return bool(found[SLOTS] or found.get(HYPERS_MADE) or found.get(private.NOT_SLOTS))
+    return bool(found.get(BUILT, False))
 
 
 def is_feature_space(obj: object) -> bool:

@@ -214,6 +214,8 @@ class Restore:
                 reason = held.misfit()
             except NotPutBackError as error:
                 self.assigned |= dict.fromkeys((leaf.name for leaf in held.leaves), self.origin)
+                if error.fits:  # what it began with is no state to go back to; `complete` writes it again
+                    continue
                 raise misfit_error(self.origin, [f"{held.name}: {error}"], is_changed=True, hint="") from error
             if reason:
                 misfits[key] = reason

@@ -17,6 +17,7 @@ _RULES: dict[Kind | None, Callable[[Any], Children]] = {
     Kind.KERAS3_OPTIMIZER: keras3.optimizer_children,
     Kind.TF_KERAS_METRIC: tf_keras.metric_children,
     Kind.TF_KERAS_OPTIMIZER: tf_keras.optimizer_children,
+    Kind.TF1_OPTIMIZER: tf_keras.optimizer_children_of_tf1,
 }
 
 

@@ -62,6 +62,12 @@ def _add(value: Any, found: list[Any], depth: int) -> None:
         del found[first:]
 
 
+def _of(value: Any, depth: int) -> tuple[Any, ...]:
+    found: list[Any] = []
+    _add(value, found, depth)
+    return tuple(found)
+
+
 def _add_what_it_holds(value: Any, found: list[Any], depth: int) -> None:
     if type(value) in _PLAIN:
         found.append(value)
@@ -74,6 +80,9 @@ def _add_what_it_holds(value: Any, found: list[Any], depth: int) -> None:
             found.append((value.dtype.str, value.shape, value.tobytes()))
     elif depth > _MAX_DEPTH:
         return
+    elif isinstance(value, (set, frozenset)):
+        if len(value) <= _MAX_ITEMS:
+            found.append(frozenset(_of(item, depth + 1) for item in value))
     elif isinstance(value, (list, tuple, dict)):
         first = len(found)
         if len(value) <= _MAX_ITEMS:

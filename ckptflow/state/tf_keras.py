@@ -1,4 +1,7 @@
-"""The children of tf_keras objects: TensorFlow's object graph, and what it lacks there (RNN states, legacy slots)."""
+"""The children of tf_keras objects, and of TensorFlow 1's optimizers, after which its legacy ones were made.
+
+TensorFlow's object graph, and what it lacks there: states of recurrent layers, and slots.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ from ckptflow.state.kinds import (
     tf_keras,
 )
 from ckptflow.state.private import tf_keras as private
-from ckptflow.state.private.tensorflow import OWN, unique_id
+from ckptflow.state.private.tensorflow import DEFERRED_SLOTS, NOT_SLOTS, OWN, unique_id
 
 # The graph's names for layers by position; they are named below by themselves.
 _BY_POSITION = re.compile(r"layer(_with_weights)?-\d+")
@@ -103,6 +106,12 @@ def optimizer_children(optimizer: Any) -> Children:
     return Children(named, [*listed, *found, *graph_children(optimizer, private.OF_OPTIMIZERS)])
 
 
+def optimizer_children_of_tf1(optimizer: Any) -> Children:
+    """What an optimizer of TensorFlow 1 has beside slots: what it tracks, and what it was given."""
+    others = attributes(optimizer, (private.SLOTS, NOT_SLOTS, DEFERRED_SLOTS))
+    return Children(graph_children(optimizer), others)
+
+
 def is_legacy(optimizer: Any) -> bool:
     """Whether it is one of the optimizers whose variables are all made late: hyperparameters and counter, too."""
     return private.HYPER in vars(optimizer)
@@ -116,9 +125,17 @@ def has_hypers(optimizer: Any, path: str, names: Collection[str]) -> bool:
 
 
 def optimizer_slots(optimizer: Any, model_variables: list[Any]) -> list[tuple[str, Any, Any]]:
-    """(slot's name, model variable or None, slot variable) for every slot of a new or a legacy optimizer."""
-    by_key = {_unique_id(raw_variable(variable)): variable for variable in model_variables}
+    """(slot's name, model variable or None, slot variable) for every slot of a new or a legacy optimizer, or
+    of one of TensorFlow 1."""
+    by_key = {unique_id_of(raw_variable(variable)): variable for variable in model_variables}
     found = vars(optimizer)
+    if kind_of(optimizer) is Kind.TF1_OPTIMIZER:
+        return [
+            (name, by_key.get(key), slot)
+            for name, slots in found[private.SLOTS].items()
+            for key, slot in slots.items()
+            if kind_of(slot) is Kind.VARIABLE
+        ]
     if private.SLOTS in found:
         return [
             (name, by_key.get(key), slot)
@@ -170,7 +187,8 @@ def python_parts(optimizer: Any) -> dict[str, Any]:
     return {"u_product_counter": NadamCounter(optimizer)} if private.U_PRODUCTS in vars(optimizer) else {}
 
 
-def _unique_id(variable: Any) -> Any:
+def unique_id_of(variable: Any) -> Any:
+    """By which optimizers know a raw variable in this process."""
     # Never by getattr with a default: on a variable that is kept per replica that would start a collective.
     return unique_id(variable.values[0] if is_distributed(variable) else variable)
 

@@ -70,6 +70,8 @@ class Tree:
     numbered_graph: NumberedGraph | None = field(default=None, init=False)
     # Of models and optimizers, beside the settings that they were taken at.
     configs: tuple[tuple[Any, ...], dict[str, Any]] | None = field(default=None, init=False)
+    # Where in these there are values of variables, by the keys that lead there: the indices of those in `specs`.
+    numbers: dict[tuple[str, ...], int] = field(default_factory=dict, init=False)
 
     @cached_property
     def read_plan(self) -> ReadPlan:

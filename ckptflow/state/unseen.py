@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import ChainMap, UserDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from operator import attrgetter
 from types import CellType, FunctionType, MappingProxyType, MemberDescriptorType, MethodType
@@ -19,7 +19,9 @@ from ckptflow.format.words import some_of
 from ckptflow.state.kinds import (
     CONTAINERS,
     METRICS,
+    OPTIMIZERS,
     Kind,
+    is_built,
     is_of_library,
     is_python_state,
     is_wrapped_container,
@@ -34,6 +36,7 @@ _MAX_DEPTH = 6
 _SHOWN = 5
 _EMPTY_CELL = CellType()
 _MAPPINGS = (ChainMap, UserDict)  # which have it in an attribute
+_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _ITEMS: dict[type, Callable[[Any], Iterable[Any]]] = {
     dict: dict.values,
     list: list.__iter__,
@@ -44,6 +47,7 @@ _ITEMS: dict[type, Callable[[Any], Iterable[Any]]] = {
     MappingProxyType: MappingProxyType.values,
     WeakSet: WeakSet.__iter__,
     np.ndarray: attrgetter("flat"),
+    **dict.fromkeys(_VIEWS, iter),
 }
 _SCALARS = {int, float, complex, bool, str, bytes, type(None)}
 _FUNCTIONS = (FunctionType, MethodType, functools.partial)
@@ -53,19 +57,21 @@ _SHOWN_BY_CLASS = (Kind.TABLE, Kind.ITERATOR, Kind.LOOKUP, Kind.DISCRETIZATION)
 def unseen(objects: Iterable[tuple[str, Any]], is_found: Callable[[Any], bool]) -> dict[str, str]:
     """By the path of an attribute of one of the objects: the names of variables, tables and such, and the classes of
     what has Python state, that are below it and that were not found. Looks at attributes, slots, closures and items
-    alone, and calls nothing of the user's.
+    alone, and calls nothing of the user's. Optimizers below one that is not built are passed over: one that chooses
+    among them takes them as its own when it is.
     """
     found: dict[str, str] = {}
     search = _Search(is_found)
     for path, obj in objects:
         if kind_of(obj) in CONTAINERS:
             continue
+        passed_over = OPTIMIZERS if kind_of(obj) in OPTIMIZERS and not is_built(obj) else frozenset()
         cls: Any = type(obj)
         hidden = [(name, value) for name, value in attributes_of(obj) if _may_hide(name, value)]
         for name, value in hidden + _of_class(cls):
             lost = []
             with contextlib.suppress(Exception):  # whatever is met there: this only warns
-                lost += [_name_of(each) for each in search.lost_below(value)]
+                lost += [_name_of(each) for each in search.lost_below(value, passed_over)]
             if lost:
                 found[f"{path}.{name}"] = some_of(lost, _SHOWN)
     return found
@@ -79,7 +85,7 @@ class _Search:
         self._met: set[int] = set()
         self._looks = 0
 
-    def lost_below(self, top: Any) -> Iterator[Any]:
+    def lost_below(self, top: Any, passed_over: Collection[Kind | None]) -> Iterator[Any]:
         left = [(top, 0)]
         while left:
             obj, depth = left.pop()
@@ -88,6 +94,8 @@ class _Search:
                 return
             if id(obj) not in self._met and depth <= _MAX_DEPTH:
                 kind = kind_of(obj)
+                if kind in passed_over:
+                    continue
                 if kind is Kind.VARIABLE or kind in _SHOWN_BY_CLASS or is_python_state(obj):
                     self._met.add(id(obj))
                     if not self._is_found(obj):
@@ -129,8 +137,8 @@ def _items_of(container: Any) -> list[Any]:
 
 
 def leads_on(obj: Any) -> bool:
-    """Whether what an object holds that is of no kind is looked at: one of the user's own classes, a function, or an
-    array of objects."""
+    """Whether what an object holds that is of no kind is looked at: one of the user's own classes, a function, a
+    view of a dict, or an array of objects."""
     if isinstance(obj, np.ndarray):
         return bool(obj.dtype.kind == "O")
     cls: Any = type(obj)
@@ -141,7 +149,7 @@ def leads_on(obj: Any) -> bool:
 def _lead_on(cls: Any) -> bool:
     if issubclass(cls, type):
         return False
-    return not is_of_library(cls) or issubclass(cls, (*_FUNCTIONS, tf.train.ExponentialMovingAverage))
+    return not is_of_library(cls) or issubclass(cls, (*_FUNCTIONS, *_VIEWS, tf.train.ExponentialMovingAverage))
 
 
 def _held_by(obj: Any) -> list[Any]:
@@ -151,7 +159,7 @@ def _held_by(obj: Any) -> list[Any]:
         return [obj.__self__, obj.__func__]
     if isinstance(obj, functools.partial):
         return [obj.func, *obj.args, *obj.keywords.values()]
-    if isinstance(obj, (WeakSet, np.ndarray)):
+    if isinstance(obj, (WeakSet, np.ndarray, *_VIEWS)):
         return _items_of(obj)
     return [value for _, value in attributes_of(obj)]
 

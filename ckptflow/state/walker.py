@@ -55,6 +55,7 @@ _MAX_ALIASES = 4  # per tensor: enough for code that is reordered, and a bound w
 _OBJECTS, _NAMELESS, _TRACKED, _METRICS, _OPTIMIZERS, _OF_OPTIMIZERS, _NAMELESS_LAST = range(7)
 # Large enough for an address, whatever it is joined to: of f"v{id(v)}_m" as well.
 _NUMBER = re.compile(r"0x[0-9a-fA-F]{6,}|(?<![0-9])[1-9][0-9]{6,}(?![0-9])")
+_COUNTED = re.compile(r"_[0-9]+$")
 _BY_NO_NODE = (-1, False)
 
 
@@ -126,6 +127,7 @@ class Walker:
         self._listing: list[tuple[str, Any]] = []  # objects that list their variables themselves, by path
         self._met: list[tuple[str, Any]] = []  # objects that may have children, by path
         self._numbers: list[tuple[str, list[int]]] = []  # in dicts' keys, by the path that they gave
+        self._keys: dict[str, list[str]] = {}  # of dicts, by the path of their dict
         self._other_paths: list[tuple[str, _Node]] = []
         self._slots: dict[str, list[_Slot]] = {}
         self._part_of: dict[int, tuple[PartsLeaf, int]] = {}  # the whole, by identity of a part
@@ -145,6 +147,7 @@ class Walker:
         check_listed(self._listing, self._is_found)
         self.unseen = unseen(self._met, self._is_found)
         self._check_numbers()
+        self._check_ids()
         for leaf in self.leaves:
             leaf.is_kept_equal = any(leaf.name.startswith(f"{optimizer}/") for optimizer in self.optimizers)
         self._add_aliases()
@@ -186,6 +189,8 @@ class Walker:
         self._paths[id(target)] = path
         if node.by_key and (numbers := _NUMBER.findall(node.label)):
             self._numbers.append((path, [int(number, 0) for number in numbers]))
+        if node.by_key:
+            self._keys.setdefault(node.parent, []).append(node.label)
         self.kept_alive += (node.obj, target)
         if is_python_state(node.obj) if node.parent else carries_python_state(node.obj):
             self.python[path] = node.obj
@@ -332,6 +337,18 @@ class Walker:
                 raise UnsupportedStateError(
                     f"{path}: its dict's key is, or holds, the address of another object of the state, as id() tells "
                     "it, which is another in every process; make the key a name"
+                )
+
+    def _check_ids(self) -> None:
+        """Raises `UnsupportedStateError` for a dict whose keys are how TensorFlow knows variables of the state in this
+        process: by their names, and how much it had made before. One alone may be a name that looks like it."""
+        dicts = [(path, keys) for path, keys in self._keys.items() if len(keys) > 1 and all(map(_COUNTED.search, keys))]
+        ids = set(map(tf_keras.unique_id_of, self._raw)) if dicts else set()
+        for path in (path for path, keys in dicts if ids.issuperset(keys)):
+            if any(leaf.name.startswith(f"{path}/") for leaf in self.leaves):
+                raise UnsupportedStateError(
+                    f"{path}: its keys, as {self._keys[path][0]!r}, are those by which TensorFlow knows variables in "
+                    "this process (_unique_id), which are others in every process; make them names"
                 )
 
     def _is_found(self, obj: Any) -> bool:

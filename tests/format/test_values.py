@@ -9,6 +9,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
 
+import ml_dtypes
 import msgspec
 import numpy as np
 import pytest
@@ -96,19 +97,41 @@ def test_numbers_of_any_size() -> None:
 def test_numpy_scalars_become_pythons() -> None:
     told = to_json({"a": np.float32(0.5), np.int64(3): np.bool_(True), "s": np.str_("x")}, "state")
     assert same(from_json(told), {"a": 0.5, 3: True, "s": "x"})
+    small = [ml_dtypes.bfloat16(0.5), np.float16(0.5), ml_dtypes.int4(3), np.uint64(2**64 - 1)]
+    assert same(from_json(to_json(small, "state")), [0.5, 0.5, 3, 2**64 - 1])
+    ends = {np.str_("x\0"): np.bytes_(b"x\0")}
+    assert same(from_json(to_json(ends, "state")), {"x\0": b"x\0"})
 
 
 class Colour(IntEnum):
     RED = 1
 
 
+NOT_OF_PYTHON = [
+    np.longdouble(1),
+    np.complex64(1),
+    np.datetime64(1, "s"),
+    np.datetime64(1, "ns"),
+    np.datetime64("NaT"),
+    np.timedelta64(1, "ns"),
+    np.timedelta64("NaT"),
+]
+RECORDS = [np.void(b"ab"), np.array([(1, 2.0)], "i4,f4")[0]]
+
+
 @pytest.mark.parametrize(
     "value",
-    [object(), {1}, np.zeros(3), complex(1), OrderedDict(a=1), Colour.RED, np.longdouble(1), np.datetime64(1, "s")],
+    [object(), {1}, np.zeros(3), complex(1), OrderedDict(a=1), Colour.RED, *NOT_OF_PYTHON, *RECORDS],
 )
 def test_what_has_no_exact_form_is_refused_by_its_place(value: object) -> None:
     with pytest.raises(UnsupportedStateError, match=r"loader\['epochs'\]\[1\].*None, bool, int"):
         to_json({"epochs": [0, value]}, "loader")
+
+
+@pytest.mark.parametrize("key", [Colour.RED, *NOT_OF_PYTHON])
+def test_a_key_that_has_no_exact_form_is_refused(key: object) -> None:
+    with pytest.raises(UnsupportedStateError, match=f"a key of type {type(key).__name__}"):
+        to_json({key: 3}, "state")
 
 
 def test_a_key_that_is_no_scalar_is_refused() -> None:

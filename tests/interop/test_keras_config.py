@@ -18,7 +18,8 @@ from ckptflow.errors import CorruptCheckpointError, UsageError
 from ckptflow.interop.keras.config import build_model, build_optimizer
 from ckptflow.interop.untrusted import budget
 from ckptflow.interop.untrusted.keras_trust import check_config
-from ckptflow.state.configs import describe, is_built
+from ckptflow.state.configs import describe
+from ckptflow.state.kinds import is_built
 from ckptflow.state.tree import walk
 from tests.interop import keras_configs
 from tests.interop.models import CASES, KERASES

@@ -21,7 +21,7 @@ from ckptflow.interop.keras import files as keras_files
 from ckptflow.interop.keras import provenance as keras_provenance
 from ckptflow.interop.keras import weights as keras_weights
 from ckptflow.interop.keras.backup import find_backup
-from ckptflow.state.configs import is_built
+from ckptflow.state.kinds import is_built
 from tests.interop import keras_configs
 from tests.interop.keras_readers import ORIGIN, ask_stock, optimizer_values, write_all
 from tests.interop.models import CASES, KERASES, without_graph

@@ -290,6 +290,20 @@ def _saved_model(folder: Path) -> None:
     assert found[0] == found[1] != 0
 
 
+@relied_on(
+    "tensorflow.make_slots tensorflow.NOT_SLOTS tensorflow.DEFERRED_SLOTS",
+    "the variables of an optimizer of TensorFlow 1, before its first step",
+)
+def _slots_of_tf1(folder: Path) -> None:
+    variable, optimizer = tf.Variable(1.0), tf.compat.v1.train.AdamOptimizer()
+    of_tensorflow.make_slots(optimizer, [variable])
+    found = vars(optimizer)
+    key = of_tensorflow.unique_id(variable)
+    assert {name: list(slots) for name, slots in found[of_tf_keras.SLOTS].items()} == {"m": [key], "v": [key]}
+    assert {name for name, _ in found[of_tensorflow.NOT_SLOTS]} == {"beta1_power", "beta2_power"}
+    assert found[of_tensorflow.DEFERRED_SLOTS] == {}
+
+
 @relied_on("tensorflow.symbol tensorflow.names_of", "which operation a config of tf_keras calls, by all its names")
 def _symbols(folder: Path) -> None:
     assert "math.add" in list(of_tensorflow.names_of(of_tensorflow.symbol("math.add")))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
 from ckptflow.errors import UnsupportedStateError
+from ckptflow.state.bundles import FactoriesBundle, bundle_of
 from ckptflow.state.tree import walk
 from tests.state import roundtrip
 
@@ -35,6 +38,34 @@ def test_tensors_of_names_that_are_alike_keep_their_values() -> None:
     assert "m/y" in {leaf.name for leaf in tree.leaves}
     roundtrip.restore({"m": fresh}, roundtrip.save({"m": obj}))
     assert fresh.tensors == obj.tensors
+
+
+class Old:
+    """What saves an object in TensorFlow's old way, and refuses what is too large."""
+
+    def __init__(self, obj: Any) -> None:
+        self.obj = obj
+
+    @property
+    def specs(self) -> list[Any]:
+        return [SimpleNamespace(name="number", tensor=tf.constant(self.obj.number))]
+
+    def restore(self, tensors: list[Any], shapes: Any) -> None:
+        self.obj.number = int(tensors[0])
+        if self.obj.number > 5:
+            raise ValueError("too large")
+
+
+def test_what_factories_make_is_asked_before_anything_is_changed() -> None:
+    obj = tf.__internal__.tracking.AutoTrackable()
+    obj.number = 1
+    obj._maybe_initialize_trackable()
+    obj._self_saveable_object_factories = {"old": lambda name: Old(obj)}
+    bundle = bundle_of(obj, "m")
+    assert isinstance(bundle, FactoriesBundle)
+    assert bundle.misfit({"number": np.array(5, np.int32)}) == ""
+    assert bundle.misfit({"number": np.array(6, np.int32)}) == "ValueError: too large"
+    assert obj.number == 1
 
 
 class Words(tf.Module):  # type: ignore[misc]

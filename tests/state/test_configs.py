@@ -269,12 +269,28 @@ def test_words_are_read_as_the_layer_gives_them(framework: str) -> None:
 # What is changed while training
 
 
+def tagged_layer(kit: Any) -> type:
+    class Tagged(kit.layers.Layer):  # type: ignore[misc]
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            self.tags, self.pairs = {"a"}, frozenset({(0, "a")})
+
+        def call(self, inputs: Any) -> Any:
+            return inputs
+
+        def get_config(self) -> dict[str, Any]:
+            return {**super().get_config(), "tags": sorted(self.tags), "pairs": sorted(self.pairs)}
+
+    return Tagged
+
+
 def dense(kit: Any) -> Any:
     layers = kit.layers
     model = sequential(
         kit,
         layers.Dense(4, name="first", kernel_regularizer=kit.regularizers.L2(0.5)),
         layers.Dropout(0.5, name="drop"),
+        tagged_layer(kit)(name="tagged"),
     )
     model.compile(kit.optimizers.SGD(0.5, weight_decay=0.1), kit.losses.BinaryCrossentropy(label_smoothing=0.1))
     return model
@@ -296,6 +312,9 @@ CHANGES: dict[str, Callable[[Any, Any], None]] = {
     "weight decay": lambda kit, model: setattr(model.optimizer, "weight_decay", 0.25),
     "clipping": lambda kit, model: setattr(model.optimizer, "clipnorm", 2.0),
     "in a loss": lambda kit, model: setattr(model.loss, "name", "another"),
+    "learning rate": lambda kit, model: model.optimizer.learning_rate.assign(0.375),
+    "in a set": lambda kit, model: model.get_layer("tagged").tags.add("b"),
+    "tuples in a set": lambda kit, model: setattr(model.get_layer("tagged"), "pairs", frozenset({(0, "a"), (1, "b")})),
     "compiled again": lambda kit, model: model.compile(model.optimizer, "mse"),
 }
 
@@ -344,3 +363,42 @@ def test_nothing_is_described_again_while_nothing_was_changed(framework: str) ->
     assert described(tree) is first
     model.get_layer("drop").rate = 0.25
     assert described(tree) is not first
+
+
+def hypers(framework: str) -> tuple[Any, Any]:
+    """An optimizer of each Keras with a number in a variable, below another one, and that variable."""
+    if framework == "keras":
+        inner = keras.optimizers.SGD(0.5)
+        return keras.optimizers.LossScaleOptimizer(inner), inner.learning_rate
+    if framework == "tf_keras":
+        inner = tf_keras.optimizers.SGD(0.5)
+        return tf_keras.mixed_precision.LossScaleOptimizer(inner), inner.learning_rate
+    legacy = tf_keras.optimizers.legacy.SGD(0.5, momentum=0.5)
+    variable = tf.Variable(0.0)
+    legacy.apply_gradients([(tf.constant(1.0), variable)])
+    return legacy, legacy.momentum
+
+
+@pytest.mark.parametrize("framework", ["keras", "tf_keras", "legacy"])
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_numbers_in_variables_are_of_the_save(tmp_path: Path, framework: str, is_compiled: bool) -> None:
+    kit = keras if framework == "keras" else tf_keras
+    optimizer, number = hypers(framework)
+    state: Any = {"optimizer": optimizer}
+    if is_compiled:
+        state = {"model": dense(kit)}
+        state["model"].compile(optimizer, "mse")
+    texts = []
+    number.assign(float("inf"))
+    with CheckpointManager(tmp_path, state) as manager:
+        for step, value in enumerate((0.5, 0.375, float("inf"), 0.5)):
+            number.assign(value)
+            manager.save(step)
+            number.assign(0.0625)  # while it is written
+            manager.wait()
+            with open_checkpoint(tmp_path, step) as opened:
+                texts.append(json.dumps(opened.manifest.models))
+    assert [text.count("0.375") for text in texts] == [0, 1, 0, 0]
+    assert [text.count('{"$float": "inf"}') for text in texts] == [0, 0, 1, 0]
+    assert texts[0] == texts[3]
+    assert not any("0.0625" in text for text in texts)

@@ -72,3 +72,18 @@ def test_a_key_that_may_not(case: str) -> None:
     key, kind = OTHER_KEYS[case]
     with pytest.raises(UnsupportedStateError, match=f"m holds a ResourceVariable .* key of type {kind}"):
         walk({"m": {key: tf.Variable(0.0)}})
+
+
+def test_keys_that_tell_variables_by_what_was_made_before_are_refused() -> None:
+    variables = [tf.Variable(0.0, name="w") for _ in range(2)]
+    kept = {each._unique_id: tf.Variable(1.0) for each in variables}
+    with pytest.raises(UnsupportedStateError, match=r"module/kept: its keys, as .*_unique_id.* make them names"):
+        walk({"variables": variables, "module": {"kept": kept}})
+    assert walk({"module": {"kept": kept}}).leaves  # of no variable here
+
+
+def test_keys_that_only_look_so_are_names() -> None:
+    of_one = tf.Variable(0.0, name="w")
+    state = {"one": of_one, "kept": {of_one._unique_id: tf.Variable(1.0)}}
+    state["counted"] = {f"w_{number}": tf.Variable(0.0, name="w") for number in range(20)}
+    assert len(walk(state).leaves) == 22

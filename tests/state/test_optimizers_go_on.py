@@ -20,6 +20,7 @@ from ckptflow import CheckpointManager
 
 Make = Callable[[], Any]
 BEFORE = 3  # steps before the save; late enough for whatever begins at the first
+TF1 = tf.compat.v1.train
 LEGACY = tf_keras.optimizers.legacy
 K3, TFK = keras.optimizers, tf_keras.optimizers
 PLAIN = ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adadelta", "Adamax", "Nadam", "Ftrl", "Lion", "Adafactor")
@@ -45,6 +46,17 @@ def makers() -> dict[str, Make]:
         "tf_keras schedule": partial(TFK.Nadam, of_tf_keras),
         "legacy schedule": partial(LEGACY.Adam, of_tf_keras),
         "keras3 accumulating": partial(K3.Adam, 0.01, gradient_accumulation_steps=2),
+        "tf1 GradientDescent": partial(TF1.GradientDescentOptimizer, 0.01),
+        "tf1 Momentum": partial(TF1.MomentumOptimizer, 0.01, 0.9, use_nesterov=True),
+        "tf1 Adam": partial(TF1.AdamOptimizer, 0.01),
+        "tf1 RMSProp": partial(TF1.RMSPropOptimizer, 0.01, momentum=0.9, centered=True),
+        "tf1 Adagrad": partial(TF1.AdagradOptimizer, 0.01),
+        "tf1 Adadelta": partial(TF1.AdadeltaOptimizer, 0.01),
+        "tf1 Ftrl": partial(TF1.FtrlOptimizer, 0.01),
+        "tf1 ProximalAdagrad": partial(TF1.ProximalAdagradOptimizer, 0.01),
+        "tf1 loss scale": lambda: TF1.experimental.MixedPrecisionLossScaleOptimizer(
+            TF1.AdamOptimizer(0.01), TF1.experimental.DynamicLossScale(increment_period=2)
+        ),
         "keras3 loss scale": lambda: K3.LossScaleOptimizer(K3.Adam(0.01), dynamic_growth_steps=2),
     }
 
@@ -55,6 +67,7 @@ KINDS = {
     *("keras3 Nadam", "keras3 Adam ema", "keras3 Adafactor", "keras3 Muon", "keras3 schedule", "keras3 accumulating"),
     *("keras3 loss scale", "tf_keras Nadam", "tf_keras Adam ema", "tf_keras Adafactor", "tf_keras schedule"),
     *("legacy Nadam", "legacy SGD momentum", "legacy schedule"),
+    *("tf1 GradientDescent", "tf1 Adam", "tf1 RMSProp", "tf1 loss scale"),
 }
 
 
@@ -114,7 +127,7 @@ def test_goes_on(tmp_path: Path, name: str) -> None:
     assert_goes_on(tmp_path, MAKERS[name], is_traced=False)
 
 
-@pytest.mark.parametrize("name", ["tf_keras Nadam", "tf_keras Adam", "legacy Nadam", "keras3 Nadam"])
+@pytest.mark.parametrize("name", ["tf_keras Nadam", "tf_keras Adam", "legacy Nadam", "keras3 Nadam", "tf1 Adam"])
 def test_goes_on_in_a_function(tmp_path: Path, name: str) -> None:
     assert_goes_on(tmp_path, MAKERS[name], is_traced=True)
 

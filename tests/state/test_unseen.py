@@ -119,6 +119,10 @@ def held_by_layer(make: Callable[[Any], Any]) -> Any:
     return layer
 
 
+def table() -> Any:
+    return tf.lookup.experimental.MutableHashTable(tf.string, tf.int64, 0)
+
+
 KEPT = tf.lookup.experimental.MutableHashTable(tf.string, tf.int64, 0)
 HIDDEN: dict[str, tuple[Callable[[], Any], str, str]] = {
     "a dataclass": (lambda: module(data=Data(variable())), "entry.data", "hidden:0 ()"),
@@ -154,6 +158,23 @@ HIDDEN: dict[str, tuple[Callable[[], Any], str, str]] = {
         "hidden:0 ()",
     ),
     "a weak set": (lambda: module(all=weakref.WeakSet([KEPT])), "entry.all", "a MutableHashTable"),
+    "values of a dict": (
+        lambda: held_by_layer(lambda inner: {"inner": inner}.values()),
+        "entry.held",
+        "bias (1,), kernel (1, 1)",
+    ),
+    "items of a dict": (lambda: module(held={"a": table()}.items()), "entry.held", "a MutableHashTable"),
+    "keys of a dict": (lambda: module(held={table(): 1}.keys()), "entry.held", "a MutableHashTable"),
+    "values of an ordered dict": (
+        lambda: module(held=collections.OrderedDict(a=table()).values()),
+        "entry.held",
+        "a MutableHashTable",
+    ),
+    "values of a UserDict": (
+        lambda: module(held=collections.UserDict(a=table()).values()),
+        "entry.held",
+        "a MutableHashTable",
+    ),
     "Python state": (lambda: module(data=Data(Keeper(variable()))), "entry.data", "a Keeper"),
     "a method": (lambda: held_by_layer(lambda inner: inner.call), "entry.held", "bias (1,), kernel (1, 1)"),
     "a partial": (
@@ -178,7 +199,12 @@ def test_what_has_a_name_elsewhere_is_not(tmp_path: Path, caplog: pytest.LogCapt
     caplog.set_level(logging.WARNING, "ckptflow")
     shared = variable()
     state = {
-        "data": module(data=Data(shared), of=Record(variable(), [variable()]), ring=Data(None)),
+        "data": module(
+            views=[{"a": shared}.values(), {"a": 1}.items()],
+            data=Data(shared),
+            of=Record(variable(), [variable()]),
+            ring=Data(None),
+        ),
         "shared": shared,
         "keeper": module(keeper=Keeper(variable())),
         "model": compiled(keras, metrics=["mae"]),
@@ -256,3 +282,34 @@ def test_the_look_ends_however_much_there_is(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("ckptflow.state.unseen.kind_of", look)
     walk({"module": module(data=Data([[[Data(None)] * 300 for _ in range(300)] for _ in range(300)]))})
     assert len(looked) < 3 * unseen._MAX_LOOKS
+
+
+def test_optimizers_that_one_chooses_from_are_its_own_once_it_is_built(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def model() -> Any:
+        ones = {"kernel": keras.optimizers.Adam(), "bias": keras.optimizers.SGD(momentum=0.5)}
+        found = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        found.compile(keras.optimizers.MultiOptimizer(lambda each: ones[each.name]), "mse")
+        return found
+
+    trained, again = model(), model()
+    trained.fit(tf.zeros((2, 1)), tf.zeros((2, 1)), verbose=0)
+    with CheckpointManager(tmp_path, {"model": trained}) as manager:
+        manager.save(1)
+    with CheckpointManager(tmp_path, {"model": again}) as manager:
+        manager.restore_latest()
+        manager.save(2)
+    assert len(again.optimizer.variables) == len(trained.optimizer.variables)
+    assert "not saved" not in caplog.text
+
+
+def test_an_optimizer_that_is_not_its_own_is_told_once_it_is_built(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = keras.optimizers.Adam()
+    model = compiled(keras, optimizer=keras.optimizers.SGD(lambda: other.learning_rate))
+    with CheckpointManager(tmp_path, {"model": model}) as manager:
+        model.fit(tf.zeros((2, 1)), tf.zeros((2, 1)), verbose=0)
+        manager.save(1)
+    assert "model/optimizer._learning_rate: learning_rate" in caplog.text

@@ -20,7 +20,8 @@ from ckptflow.interop.untrusted.keras_trust import (
     without_files,
 )
 from ckptflow.state.build import build_missing
-from ckptflow.state.configs import inputs_of, is_built, part_of
+from ckptflow.state.configs import inputs_of, part_of
+from ckptflow.state.kinds import is_built
 from ckptflow.state.private import kerases
 from ckptflow.state.private.tf_keras import BUILT_WITH, make_slots
 from ckptflow.state.tf_keras import symbols

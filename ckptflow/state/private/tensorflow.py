@@ -139,6 +139,17 @@ def untrack(obj: Any, name: str) -> None:
     obj._delete_tracking(name)
 
 
+# Optimizers of TensorFlow 1
+
+# Their variables that are of no other one, as powers of rates, and of what a checkpoint of TensorFlow's has for later.
+NOT_SLOTS, DEFERRED_SLOTS = "_non_slot_dict", "_deferred_slot_restorations"
+
+
+def make_slots(optimizer: Any, variables: list[Any]) -> None:
+    """Gives such an optimizer all of its variables, which else happens in its first step."""
+    optimizer._create_slots(variables)
+
+
 # Tables, data sets and iterators
 
 marks_of_dense = attrgetter("_empty_key", "_deleted_key")  # the keys that mark rows as not in use
