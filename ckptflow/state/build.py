@@ -22,12 +22,8 @@ from ckptflow.state.kinds import (
     kind_of,
     raw_variable,
 )
-<<<<<<< HEAD
 from ckptflow.state.limits import limited, machine_bytes
-=======
-from ckptflow.state.limits import limited
 from ckptflow.state.private import tensorflow as private
->>>>>>> mD
 from ckptflow.state.private.keras import trace
 from ckptflow.state.private.tf_keras import make_slots
 from ckptflow.state.tree import RESERVED_PREFIX, Tree, walk
