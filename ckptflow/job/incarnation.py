@@ -191,7 +191,7 @@ class Incarnation:
                 note = self._notes.read(folder)
                 if note is not None and note.failure is not None:
                     raise note.failure
-                if lost is not None:  # and storage was looked at since
+                if lost is not None and note is None:  # and storage was looked at since
                     raise PeerError(
                         f"worker 0 {lost}, which commits: {store.url}/{folder} has no manifest so far: whether it "
                         "counts, the next start finds out"
