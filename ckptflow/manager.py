@@ -56,7 +56,8 @@ class CheckpointManager:
             to make their manager. Default 600 s. A request to the storage that is under way then is not interrupted.
         peer_timeout_s: how long each worker waits, in any call, for another one that does not come and shows no
             progress; then all that wait raise `PeerError` with its name. Default 3600 s; None: no limit. The log names
-            who is missing after 15 s already. A worker that has ended is noticed within about 10 s.
+            who is missing after 15 s already. A worker that has ended is noticed within about 10 s; by a save that
+            waits for the reports of hundreds, within a minute.
         on_save_error: "raise" raises a failed save at the next `save`; "log" lets training go on, and raises at `wait`
             and close all the same. Being fenced is always raised.
         read_only: never writes: for an evaluation job while another one trains.
@@ -164,7 +165,8 @@ class CheckpointManager:
                 middle; after close; from another thread; for a Keras model that was never built and has no weights yet,
                 only layers that will make some.
             StepOrderError, ValueError: for a bad step, metric or metadata. Nothing is saved.
-            SaveFailedError: an earlier save failed (raised once, with `on_save_error="raise"`). This step is not saved.
+            SaveFailedError: an earlier save failed (raised once, with `on_save_error="raise"`), or the thread that saves
+                cannot be started (always). This step is not saved.
             FencedError: another incarnation holds the root; after `restore(step)` also where another job has started
                 or saved since.
             StorageError: at the first save of all, or after `restore(step)`: the root could not be claimed. Raised with

@@ -76,7 +76,13 @@ class Hooks:
 
     def close(self) -> None:
         """Waits until all is told, at most 10 s. What is told later is lost."""
+        if self._thread is None and not self._waiting.empty():  # no thread could be had so far
+            self._begin()
         thread = self._thread
+        if thread is None and not self._waiting.empty():
+            logger.warning(
+                "no thread could be started: %d event(s) were not told", self._waiting.qsize() + self._dropped
+            )
         if thread is None or os.getpid() != self._process or threading.current_thread() is thread:
             return
         self._waiting.put(None)

@@ -67,7 +67,9 @@ class Incarnation:
         commit_timeout_s: float,
         begin_wait: BeginWait,
         notes: Notes,
+        goes_on: Callable[[], None],
     ) -> None:
+        """`goes_on` tells other workers that a wait of this one goes on."""
         self.start = start
         self.last_step = start.restored.checkpoint.step if start.restored else -1
         self._saver = saver
@@ -76,6 +78,7 @@ class Incarnation:
         self._commit_timeout_s = commit_timeout_s
         self._begin_wait = begin_wait
         self._notes = notes
+        self._goes_on = goes_on
         self._calls: Counter[int] = Counter()
         saver.tell(Claimed(incarnation=saver.held.number, reason=start.reason))
 
@@ -136,6 +139,7 @@ class Incarnation:
         checkpoint = self.start.restored.checkpoint
 
         def take() -> tuple[Snapshot, bool]:
+            self._background.start()
             return self._live.capture_again(read_attached()), True
 
         def finish(snapshot: Snapshot) -> bool:
@@ -188,6 +192,7 @@ class Incarnation:
 
             def ask() -> bool:
                 nonlocal ask_at, lost
+                self._goes_on()
                 note = self._notes.read(folder)
                 if note is not None and note.failure is not None:
                     raise note.failure
@@ -256,4 +261,6 @@ def begin(
         tell=tell,
         leave_note=notes.leave,
     )
-    return Incarnation(start, saver, background, live, commit_timeout_s, cluster.begin_wait, notes)
+    return Incarnation(
+        start, saver, background, live, commit_timeout_s, cluster.begin_wait, notes, cluster.storage_goes_on
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import re
@@ -30,6 +31,7 @@ logger = logging.getLogger("ckptflow")
 # workers. A worker that leaves one may have begun others in it than those that remain: the next one starts from 0.
 _begun: list[int] = []
 _left: set[int] = set()  # by numbers, the clusters in which this worker has told that it comes no more
+_ASKED_BY_CHIEF = 64  # at a time, of many: it asks for the whole job, and each question holds the interpreter's lock
 _LOOKED_FOR = 8  # other clusters in which a worker that does not come may be
 _gathered: list[str] = []  # the topic of the last one, on worker 0
 _SPOKEN = re.compile(r"worker \d+ of \d+\b")  # how the text of one that has given up begins
@@ -133,10 +135,11 @@ class Cluster:
         """
         started = awake_s()
         signs = self._messages.storage_signs(started) if service.is_there() else None
+        turns = itertools.count()
 
         def find_lost(workers: Sequence[int]) -> dict[int, str]:
             idle = set(signs.find_idle(workers)) if signs is not None else set()
-            asked = {*in_turn(workers, awake_s() - started), *self._watch.find_suspects(workers), *idle}
+            asked = {*in_turn(workers, next(turns), _ASKED_BY_CHIEF), *self._watch.find_suspects(workers), *idle}
             gone = self._watch.find_gone(sorted(asked), started)
             lost = {worker: answer.value for worker, answer in gone.items()}
             idle -= set(lost)

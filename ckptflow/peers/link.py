@@ -44,6 +44,14 @@ class LinkError(Exception):
     """Another worker is not there, does not keep to what is above, is too slow, or has nothing to give."""
 
 
+class SilentError(LinkError):
+    """Another worker has neither sent nor taken a byte for `silent_s` seconds."""
+
+    def __init__(self, text: str, silent_s: float) -> None:
+        super().__init__(text)
+        self.silent_s = silent_s
+
+
 class ConnectError(LinkError):
     """There is no way to another worker: nobody accepts, or who does is not that worker, or something between."""
 
@@ -256,7 +264,7 @@ def _check_pace(
     """Raises `LinkError` after seconds without a byte, or with too few."""
     now_s = awake_s()
     if count < size_bytes and now_s - last_s >= SILENT_S:
-        raise LinkError(f"has {has} nothing for {SILENT_S:g} s")
+        raise SilentError(f"has {has} nothing for {SILENT_S:g} s", now_s - last_s)
     if count < min(size_bytes, (now_s - began_s - SILENT_S) * max(SLOWEST_BYTES_PER_S, least_bytes_per_s)):
         raise LinkError(f"has {has} {count:,} of {size_bytes:,} bytes in {now_s - began_s:.0f} s")
 

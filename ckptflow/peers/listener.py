@@ -19,7 +19,7 @@ from ckptflow.transfer.streams import StoppedError
 
 logger = logging.getLogger("ckptflow")
 
-MAX_STRANGERS = 16  # more than there are workers, of connections that have not proved yet who they are
+MAX_STRANGERS = 16  # connections more than there are workers
 _LOOK_S = 0.2
 _LEAVING_S = 2.0
 
@@ -94,7 +94,7 @@ class Listener:
                     if are_out(error):  # reading from storage needs descriptors, too
                         self._end_connections()
                     return
-                if len(self._strangers) >= self._world_size + MAX_STRANGERS or self._is_closed:
+                if len(self._strangers) + len(self._admitted) >= self._world_size + MAX_STRANGERS or self._is_closed:
                     connection.close()
                     continue
                 self._strangers.add(connection)

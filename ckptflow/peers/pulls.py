@@ -22,7 +22,7 @@ from ckptflow.format.manifest import Manifest
 from ckptflow.format.spec import Wanted
 from ckptflow.peers import descriptors
 from ckptflow.peers.exchange import LEAST_BUFFERS, SharedRange, Terms, agree_on_plan, in_turn_of, pack, wants_of
-from ckptflow.peers.link import TOKEN_BYTES, ConnectError, Link, LinkError
+from ckptflow.peers.link import TOKEN_BYTES, ConnectError, Link, LinkError, SilentError
 from ckptflow.peers.listener import Listener, find_listener, host_of
 from ckptflow.peers.loans import PHASES, GoneError, Key, Loans
 from ckptflow.peers.watch import Peer
@@ -251,7 +251,8 @@ class _Links:
     """The connections to the other workers, each made when it is needed first; who failed is not asked again.
 
     A worker that has failed is given up for this restore; one that had an error of its own, for this checkpoint. After
-    `_MOST_LOST_S` of waiting in vain no further connection is made, and if that was on connections, none is used.
+    `_MOST_LOST_S` of waiting in vain no further connection is made; after as long on connections, while none gives
+    anything, none is used.
     """
 
     def __init__(self, worker: int, peers: Sequence[Peer], goes_on: Callable[[], None]) -> None:
@@ -262,8 +263,8 @@ class _Links:
         self._idle: dict[int, Link] = {}  # those that no thread uses
         self._failed: set[int] = set()
         self._gone: set[int] = set()
-        self._lost_s = 0.0  # by all threads, in connecting and
-        self._silent_s = 0.0  # on connections
+        self._lost_s = 0.0  # by all threads, in connecting and in silence
+        self._silent_s = 0.0  # in silence, since a connection has given something
         self._has_lost = False
         self._has_room = True  # for connections
         self._lock = threading.Lock()
@@ -282,27 +283,24 @@ class _Links:
     ) -> bool:
         """Whether it came. For one thread at a time for each owner."""
         link, is_sound = self._idle.pop(owner, None), False
-        heard_s = awake_s()
-
-        def hear() -> None:
-            nonlocal heard_s
-            heard_s = awake_s()
-            self._goes_on()
-
+        began_s = awake_s()
         try:
             if self._is_given_up(owner, is_connected=link is not None):
                 return False
             link = link or self._connect(owner)
-            link.pull(key, into, is_stopped, hear, least_bytes_per_s)
+            link.pull(key, into, is_stopped, self._goes_on, least_bytes_per_s)
             self._goes_on()
+            self._silent_s = 0.0
             is_sound = True
         except GoneError:
             self._gone.add(owner)
             logger.info("worker %d cannot read its share: it is read from storage", owner)
-        except LinkError as error:
-            self._lose(owner, error, awake_s() - heard_s)
+        except ConnectError as error:
+            self._lose(owner, error, connecting_s=awake_s() - began_s)
             if descriptors.are_out(error.__cause__):
                 self._make_room()
+        except LinkError as error:  # one that is too slow has given something for the time
+            self._lose(owner, error, silent_s=error.silent_s if isinstance(error, SilentError) else 0.0)
         finally:
             self._put_away(owner, link, is_sound)
         return is_sound
@@ -347,20 +345,26 @@ class _Links:
             self._has_room = False
         self.close()
 
-    def _lose(self, owner: int, error: LinkError, lost_s: float) -> None:
+    def _lose(self, owner: int, error: LinkError, *, connecting_s: float = 0.0, silent_s: float = 0.0) -> None:
         """Gives it up. Of a network that is cut one warning is enough, whomever it hits."""
         with self._lock:
             is_first = not self._has_lost
             self._has_lost = True
             self._failed.add(owner)
-            self._lost_s += lost_s
-            self._silent_s += 0.0 if isinstance(error, ConnectError) else lost_s
+            was_over = self._lost_s >= _MOST_LOST_S
+            self._lost_s += connecting_s + silent_s
+            self._silent_s += silent_s
+            is_over = self._lost_s >= _MOST_LOST_S
         text = (
             "worker %d (%s) %s; what this worker would get from it, and from others that cannot be reached or say "
             "nothing, is read from storage. If workers cannot connect to one another on any port, allow that, or pass "
             'restore_from="storage"'
         )
         logger.log(logging.WARNING if is_first else logging.DEBUG, text, owner, self._peers[owner].address, str(error))
+        if is_over and not was_over:
+            logger.info("no more connections to other workers are made: %.0f s were waited in vain", self._lost_s)
+        if is_over and not was_over:
+            logger.info("no more connections to other workers are made: %.0f s were waited in vain", self._lost_s)
 
 
 def _end(listener: Listener | None, loans: Loans) -> None:

@@ -322,7 +322,7 @@ class _Wait:
         """Those who must come first, worker 0, through whom all goes, and some of the others, others each time."""
         first = [worker for worker in (awaited if self.worker == 0 else [0]) if worker != self.worker]
         others = [other for other in range(1, len(self.peers)) if other != self.worker and other not in first]
-        return [*first, *in_turn(others, self.clock() - self.started)]
+        return [*first, *in_turn(others, int((self.clock() - self.started) / ASK_EVERY_S))]
 
     def _raise_if_late(self, is_over: bool) -> None:
         """Raises if somebody is missing who has shown no progress for `limit_s`."""

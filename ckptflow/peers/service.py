@@ -145,10 +145,9 @@ class _Sender:
                 self._thread = threading.Thread(target=self._run, name="ckptflow-messages", daemon=True)
                 try:
                     self._thread.start()
-                except RuntimeError as error:  # no more threads: the next one tries again
+                except RuntimeError as error:  # no more threads: the next one tries again, and sends this one, too
                     sending.error = error
                     sending.is_over.set()
-                    return
         self._waiting.put(sending)
 
     def _run(self) -> None:

@@ -38,12 +38,12 @@ def neighbours(worker: int, world_size: int) -> list[int]:
     return [0, *[other for other in ring if other][:_ASKED_OF_MANY]]
 
 
-def in_turn(others: Sequence[int], waited_s: float) -> Sequence[int]:
-    """Some of many others, different ones each time that they are asked: each of a thousand asking all is too much."""
-    if len(others) <= _ASKED_OF_MANY:
+def in_turn(others: Sequence[int], turn: int, count: int = _ASKED_OF_MANY) -> Sequence[int]:
+    """Some of many others, different ones at each turn: each of a thousand asking all is too much."""
+    if len(others) <= count:
         return others
-    begin = int(waited_s / ASK_EVERY_S) * _ASKED_OF_MANY % len(others)
-    return [*others, *others][begin : begin + _ASKED_OF_MANY]
+    begin = turn * count % len(others)
+    return [*others, *others][begin : begin + count]
 
 
 def say_at() -> Iterator[float]:

@@ -254,6 +254,14 @@ def one_can_start_no_thread() -> None:
         ):
             manager.save(1)
         assert manager.save(2).result().step == 2
+        manager.save(3)
+    with CheckpointManager(ROOT, {"m": make_variables({"v": 10})}, strategy=strategy) as manager:
+        with (
+            patch.object(threading.Thread, "start", refuse if worker == 1 else start),
+            pytest.raises(SaveFailedError if worker == 1 else PeerError, match="in the background cannot be started"),
+        ):
+            manager.rollback(2)  # which saves it again
+        manager.rollback(2)
     print("well")
 
 

@@ -30,7 +30,7 @@ def test_of_many_some_are_asked_at_a_time_and_one_that_has_ended_is_found(monkey
     turns = 0
     while not (lost := find_lost(range(1, COUNT))):
         turns += 1
-        now_s += 2.0
-        assert asked.total() <= 9 * turns
-        assert turns < COUNT
+        now_s += 4.1  # with what is read meanwhile
+        assert asked.total() <= 65 * turns
+        assert turns <= COUNT // 64
     assert lost == {DEAD: f"has ended (host{DEAD}:1)"}
