@@ -165,8 +165,8 @@ class CheckpointManager:
                 middle; after close; from another thread; for a Keras model that was never built and has no weights yet,
                 only layers that will make some.
             StepOrderError, ValueError: for a bad step, metric or metadata. Nothing is saved.
-            SaveFailedError: an earlier save failed (raised once, with `on_save_error="raise"`), or the thread that saves
-                cannot be started (always). This step is not saved.
+            SaveFailedError: an earlier save failed (raised once, with `on_save_error="raise"`), or no thread that saves
+                can be started (always). This step is not saved.
             FencedError: another incarnation holds the root; after `restore(step)` also where another job has started
                 or saved since.
             StorageError: at the first save of all, or after `restore(step)`: the root could not be claimed. Raised with
