@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ckptflow.errors import UsageError
+from ckptflow.state.private.keras import forget_unmade
 
 
 class VariablesRefusedError(UsageError):
@@ -21,7 +22,8 @@ def machine_bytes() -> int:
 
 @contextlib.contextmanager
 def limited(max_bytes: int | None, where: str, way: str) -> Iterator[None]:
-    """Variables made inside of it may not take more than `max_bytes` together: none that would is ever allocated.
+    """Variables made inside of it may not take more than `max_bytes` together: none that would is ever allocated,
+    also later.
 
     Raises `VariablesRefusedError`, at the end where Keras swallows what is raised inside of it. `way` is what can be
     done then.
@@ -51,10 +53,12 @@ def limited(max_bytes: int | None, where: str, way: str) -> Iterator[None]:
         with tf.variable_creator_scope(create):
             yield
     except Exception as error:
+        forget_unmade()
         if refused and error is not refused[0]:
             raise refused[0] from error
         raise
     if refused:
+        forget_unmade()
         raise refused[0]
 
 

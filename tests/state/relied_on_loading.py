@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,27 @@ def _loading_without(folder: Path) -> None:
         assert all(map(np.array_equal, loaded.get_weights(), made.get_weights()))
         assert int(made.optimizer.iterations.numpy()) == int(kit.models.load_model(path).optimizer.iterations.numpy())
         assert int(loaded.optimizer.iterations.numpy()) == 0 < int(made.optimizer.iterations.numpy())
+
+
+@relied_on("keras.forget_unmade", "that variables which were refused for their size are not made with the next model")
+def _forget_unmade(folder: Path) -> None:
+    kit, private = KERASES["keras"], kerases.of("keras")
+    for forget, asked_again in ((lambda: None, True), (private.forget_unmade, False)):
+        asked: list[int] = []
+
+        def refuse(*args: Any, asked: list[int] = asked, **settings: Any) -> Any:
+            asked.append(1)
+            raise MemoryError
+
+        with contextlib.suppress(MemoryError):
+            private.trace(kit.Sequential([kit.layers.Dense(1, kernel_initializer=refuse)]), kit.KerasTensor((None, 2)))
+        assert asked
+        forget()
+        asked.clear()
+        with contextlib.suppress(MemoryError):
+            private.trace(kit.Sequential([kit.layers.Dense(1)]), kit.KerasTensor((None, 2)))
+        assert bool(asked) == asked_again
+        private.forget_unmade()
 
 
 @relied_on(

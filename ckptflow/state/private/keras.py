@@ -92,6 +92,15 @@ def objects_in_scope() -> dict[str, Any]:
     return global_state.get_global_attribute("custom_objects_scope_dict") or {}
 
 
+def forget_unmade() -> None:
+    """Takes back the variables of this thread that were asked for and not made: the next model that is built, whatever
+    that is, would make them first."""
+    if "keras" in sys.modules:
+        from keras.src.backend.common import global_state
+
+        global_state.set_global_attribute("uninitialized_variables", [])
+
+
 def settings() -> dict[str, Any]:
     """What decides beside a config what is built in this thread, as JSON: how often each name was given is not
     public."""
