@@ -259,7 +259,7 @@ def test_an_optimizer_that_the_model_does_not_take_alone(framework: str, caplog:
     """Its own `compile` wants what only the program has."""
     kit = FRAMEWORKS[framework]
 
-    class Taught(kit.Sequential):  # type: ignore[misc]
+    class Taught(kit.Sequential):  # type: ignore[misc,name-defined]
         def compile(self, optimizer: Any, teacher: Any) -> None:
             super().compile(optimizer, "mse")
 
