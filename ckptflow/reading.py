@@ -194,15 +194,15 @@ class OpenCheckpoint(Mapping[str, Array]):
 
         Raises `CorruptCheckpointError` where a shard has another length, `CheckpointGoneError`, `StorageError`.
         """
+        total = 0
         try:
             self._check_shards()
-        except CorruptCheckpointError as error:
+            for shard in self.manifest.shards:
+                filled = filled_bytes(self._store, self._folder.key(shard.name))
+                total += shard.size_bytes if filled is None else filled
+        except (CorruptCheckpointError, ObjectNotFoundError) as error:
             self._raise_if_gone(error)
             raise
-        total = 0
-        for shard in self.manifest.shards:
-            filled = filled_bytes(self._store, self._folder.key(shard.name))
-            total += shard.size_bytes if filled is None else filled
         return total
 
     def manifest_sha256(self) -> str:

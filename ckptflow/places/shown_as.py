@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from ckptflow.printable import loggers
+from ckptflow.printable import Lines, lines, loggers
 from ckptflow.storage.faults import chain
 
 
@@ -62,8 +62,14 @@ def private_file(prefix: str, name: str, shown: str, *, beside: str | None = Non
 def _rename(error: BaseException, path: str, shown: str) -> None:
     if path in str(error):
         with suppress(Exception):
-            error.args = tuple(each.replace(path, shown) if isinstance(each, str) else each for each in error.args)
+            error.args = tuple(_renamed(each, path, shown) if isinstance(each, str) else each for each in error.args)
         if isinstance(error, OSError) and isinstance(error.filename, str):
             error.filename = error.filename.replace(path, shown)
     if path in "".join(notes := getattr(error, "__notes__", [])):
         notes[:] = [note.replace(path, shown) for note in notes]
+
+
+def _renamed(text: str, path: str, shown: str) -> str:
+    if isinstance(text, Lines):
+        return lines(*(line.replace(path, shown) for line in text.split("\n")))
+    return text.replace(path, shown)

@@ -99,9 +99,15 @@ def _another_path(node: OptimizerNode, models: dict[str, Any]) -> str:
 def _build_within(path: str, model: Any, described: dict[str, Any], stored_bytes: int | None) -> None:
     """As `_build_model`, with a limit in proportion to what is stored: nobody vouches for the shapes described."""
     way = f"Call the model that your code makes once on a batch ({path}(inputs)) before restoring"
-    most = None if stored_bytes is None else _FREE_BYTES + min(_RATIO * stored_bytes, machine_bytes())
+    most = None if stored_bytes is None else most_bytes(stored_bytes, machine_bytes())
     with limited(most, path, way):
         _build_model(path, model, described)
+
+
+def most_bytes(stored_bytes: int, memory_bytes: int) -> int:
+    """What the variables of a model may take: more than this machine's memory only where about as much is stored, as of
+    a model on parameter servers or on large GPUs."""
+    return _FREE_BYTES + min(_RATIO * stored_bytes, max(memory_bytes, 2 * stored_bytes))
 
 
 def _build_model(path: str, model: Any, described: dict[str, Any]) -> None:

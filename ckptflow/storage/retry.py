@@ -176,7 +176,7 @@ class RetryingStore(StoreWrapper):
     def run(self, verb: str, key: str, call: Callable[[], _Result]) -> _Result:
         began_s = time.monotonic()
         result = self._retries.run(call, verb, key, self._tell)
-        if verb != "delete":  # of no keys it asks nothing
+        if verb not in ("delete", "filled_bytes"):  # of no keys, and of objects, these ask nothing
             self._quickest_s = min(self._quickest_s, time.monotonic() - began_s)
         return result
 

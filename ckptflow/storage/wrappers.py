@@ -24,7 +24,7 @@ class StoreWrapper:
     """`store`, every verb of it through `run(verb, key, call)`: override that one method.
 
     `key` is the key, of a `copy` the new one, the prefix of a `list`, or the first of the keys of a `delete` ("" where
-    there is none).
+    there is none). How much of an object was ever written is the verb "filled_bytes".
     """
 
     def __init__(self, store: Store) -> None:
@@ -84,7 +84,7 @@ class StoreWrapper:
         hurry(self.store, timeout_s)
 
     def filled_bytes(self, key: str) -> int | None:
-        return filled_bytes(self.store, key)
+        return self.run("filled_bytes", key, lambda: filled_bytes(self.store, key))
 
     def raw(self) -> RawClient:
         return raw_client(self.store)

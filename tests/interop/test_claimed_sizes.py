@@ -79,5 +79,6 @@ def test_what_lies_beside_the_variables_of_a_saved_model(tmp_path: Path) -> None
         read_keras_saved_model(str(tmp_path / "m"))
 
 
-def test_time_goes_by_what_a_machine_can_hold() -> None:
-    assert budget.parser_s(2**50) == budget.parser_s(machine_bytes()) > budget.parser_s(2**20)
+def test_the_time_for_a_file_larger_than_memory_is_in_proportion() -> None:
+    size_bytes = 8 * machine_bytes()
+    assert budget.parser_s(size_bytes) >= size_bytes / 2**22

@@ -15,7 +15,7 @@ import tf_keras
 
 import ckptflow
 from ckptflow.errors import CorruptCheckpointError, UsageError
-from ckptflow.interop.keras.config import build_model, build_optimizer
+from ckptflow.interop.keras.config import build_model, build_optimizer, build_with_optimizer
 from ckptflow.interop.untrusted import budget
 from ckptflow.interop.untrusted.keras_trust import check_config
 from ckptflow.state.configs import describe
@@ -252,3 +252,20 @@ def test_a_layer_that_is_shared_stays_one() -> None:
     assert len(model.trainable_variables) == 2
     made = build_model(described({"model": model})["model"], "model")
     assert len(made.trainable_variables) == 2
+
+
+@pytest.mark.parametrize("framework", KERASES)
+def test_an_optimizer_that_the_model_does_not_take_alone(framework: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Its own `compile` wants what only the program has."""
+    kit = FRAMEWORKS[framework]
+
+    class Taught(kit.Sequential):  # type: ignore[misc,name-defined]
+        def compile(self, optimizer: Any, teacher: Any) -> None:
+            super().compile(optimizer, "mse")
+
+    models = described({"model": Taught([kit.layers.Input((3,)), kit.layers.Dense(2)]), "by": kit.optimizers.Adam()})
+    with kit.saving.custom_object_scope({"Taught": Taught}):
+        made = build_with_optimizer(models, "model", "by")
+    assert [tuple(variable.shape) for variable in made.weights] == [(3, 2), (2,)]
+    assert getattr(made, "optimizer", None) is None
+    assert "by is left out: compile() of its model does not take it alone" in caplog.text

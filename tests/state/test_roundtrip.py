@@ -13,7 +13,7 @@ import keras
 import pytest
 
 from ckptflow.errors import UsageError
-from ckptflow.state.build import build_missing
+from ckptflow.state.build import build_missing, most_bytes
 from ckptflow.state.configs import describe
 from ckptflow.state.per_worker import PerWorker
 from ckptflow.state.tree import walk
@@ -104,10 +104,17 @@ def test_a_model_of_its_own_is_built_on_every_worker() -> None:
     assert all(leaf.name.startswith("own/worker-1") for leaf in tree.leaves)
 
 
-def test_what_is_stored_for_a_model_is_no_more_than_a_machine_holds() -> None:
-    """A checkpoint may be of files that are holes; what its manifest says of inputs is not allocated for it."""
+def test_a_model_larger_than_memory_is_restored_if_it_is_stored() -> None:
+    """Its variables are on parameter servers, or on GPUs. What asks for much more than is stored is refused."""
+    gib = 2**30
+    assert most_bytes(500 * gib, memory_bytes=16 * gib) >= 2 * 500 * gib
+    assert most_bytes(gib, memory_bytes=16 * gib) <= 17 * gib
+    assert most_bytes(2**10, memory_bytes=16 * gib) < 2 * gib
+
+
+def test_what_inputs_ask_for_is_not_allocated() -> None:
     built = keras.Sequential([keras.layers.Dense(3)])
     built.build((None, 2))
     models = json.loads(json.dumps(describe(walk({"model": built}))).replace("[null, 2]", f"[null, {10**12}]"))
     with pytest.raises(UsageError, match="asks for variables of more than"):
-        build_missing(walk({"model": keras.Sequential([keras.layers.Dense(3)])}), models, stored_bytes=2**60)
+        build_missing(walk({"model": keras.Sequential([keras.layers.Dense(3)])}), models, stored_bytes=2**40)

@@ -13,14 +13,21 @@ import pytest
 from ckptflow.commit.catalog import Summaries, read_claim, read_manifest
 from ckptflow.commit.copying import copy_checkpoint
 from ckptflow.commit.lineage import claim_next
-from ckptflow.errors import CorruptCheckpointError, ObjectNotFoundError, StorageError, StorageUnavailableError
+from ckptflow.errors import (
+    CheckpointGoneError,
+    CorruptCheckpointError,
+    ObjectNotFoundError,
+    StorageError,
+    StorageUnavailableError,
+)
 from ckptflow.format.layout import MANIFEST_NAME
 from ckptflow.format.manifest import Manifest
 from ckptflow.format.spec import Wanted
 from ckptflow.reading import OpenCheckpoint
 from ckptflow.storage.local import LocalStore
+from ckptflow.storage.retry import RetryingStore
 from ckptflow.storage.store import Store
-from ckptflow.storage.wrappers import StoreWrapper
+from ckptflow.storage.wrappers import FaultyStore, StoreWrapper
 from ckptflow.transfer.buffers import BufferPool
 from ckptflow.transfer.reader import read_tensors
 from ckptflow.transfer.verify import verify_checkpoint
@@ -240,3 +247,29 @@ def test_a_copy_after_one_wrong_answer(lie: Lie, tmp_path: Path) -> None:
             FOLDER,
             lambda count: None,
         )
+
+
+def test_what_is_stored_is_asked_for_again() -> None:
+    store, manifest, _ = written()
+    faulty = FaultyStore(store)
+    faulty.fail("filled_bytes", StorageUnavailableError("busy"))
+    opened = OpenCheckpoint(RetryingStore(faulty, first_wait_s=0.001), manifest)
+    assert opened.stored_bytes() == sum(shard.size_bytes for shard in manifest.shards)
+    faulty.assert_all_used()
+
+
+def test_what_is_pruned_while_it_is_measured_is_gone(tmp_path: Path) -> None:
+    class Pruned(StoreWrapper):
+        """Its checkpoint goes when it is asked how much of a shard was written."""
+
+        def run(self, verb: str, key: str, call: Callable[[], Any]) -> Any:
+            if verb == "filled_bytes":
+                self.store.delete([entry.key for entry in self.store.list(f"{FOLDER}/")])
+            return call()
+
+    memory, manifest, _ = written()
+    store = LocalStore(str(tmp_path))
+    for key, data in memory.objects.items():
+        store.put(key, memoryview(data))
+    with pytest.raises(CheckpointGoneError, match="pin what must stay"):
+        OpenCheckpoint(Pruned(store), manifest).stored_bytes()

@@ -111,8 +111,9 @@ def build_with_optimizer(
         return model
     with limited_variables(stored_bytes, optimizer_path):
         optimizer = build_optimizer(models[optimizer_path], optimizer_path, unsafe=unsafe, imports=imports)
-        if optimizer is not None:
-            model.compile(optimizer=optimizer)
+        if optimizer is not None and compile_with(model, {"optimizer": optimizer}):
+            logger.warning("%s is left out: compile() of its model does not take it alone", optimizer_path)
+        elif optimizer is not None:
             # In the model's order, in which Keras's files are read, whatever it was built for: slots have names here.
             build_optimizer_of(model)
     return model

@@ -74,9 +74,9 @@ def limited_variables(stored_bytes: int | None, where: str) -> contextlib.Abstra
 
 
 def parser_s(size_bytes: int) -> int:
-    """The seconds that reading files of so many bytes in all may take, at most as much as the machine has memory."""
+    """The seconds that reading files of so many bytes in all may take."""
     chosen = _chosen(TIME_VARIABLE)
-    return _TIME_S + min(size_bytes, machine_bytes()) // _BYTES_PER_S if chosen is None else chosen
+    return _TIME_S + size_bytes // _BYTES_PER_S if chosen is None else chosen
 
 
 def chosen_bytes() -> int | None:

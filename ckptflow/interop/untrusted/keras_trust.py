@@ -18,7 +18,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from inspect import isclass, ismodule
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any, NoReturn
 
 from ckptflow.errors import CorruptCheckpointError, UsageError
@@ -376,10 +376,24 @@ def known_to_program(framework: Framework, imports: Sequence[str]) -> dict[str, 
 
 
 def needed_of_program(config: Any, framework: Framework, imports: Sequence[str]) -> dict[str, str]:
-    """What of that a config may mean by a name in it, with its package or without."""
-    strings, _ = _content(config)
-    known = known_to_program(framework, imports)
-    return {name: where for name, where in known.items() if not strings.isdisjoint((name, name.rpartition(">")[2]))}
+    """What of that a config may mean: of what is registered by any string in it, with its package or without; of what
+    is only defined where an object is described, as the name of its class or function."""
+    strings, objects = _content(config)
+    named, ours = set(_named(objects)), registered(framework)
+    return {
+        name: where
+        for name, where in known_to_program(framework, imports).items()
+        if name in named or (name in ours and not strings.isdisjoint((name, name.rpartition(">")[2])))
+    }
+
+
+def _named(objects: list[dict[str, Any]]) -> Iterator[str]:
+    for described in objects:
+        inner = described.get("config")
+        function = inner.get("function") if isinstance(inner, dict) else inner  # older formats hold it by its name
+        for name in (described.get("class_name"), described.get("registered_name"), function):
+            if isinstance(name, str):
+                yield name
 
 
 def _defined_in(imports: Sequence[str], framework: Framework) -> dict[str, Any]:
@@ -387,14 +401,15 @@ def _defined_in(imports: Sequence[str], framework: Framework) -> dict[str, Any]:
     own = kinds(framework)
     return {
         name: obj
-        for module in _loaded(imports)
+        for module in loaded(imports)
         for name, obj in vars(module).items()
         if getattr(obj, "__module__", None) == module.__name__
         and (isinstance(obj, FunctionType) or (isclass(obj) and issubclass(obj, own)))
     }
 
 
-def _loaded(imports: Sequence[str]) -> Iterator[Any]:
+def loaded(imports: Sequence[str]) -> Iterator[ModuleType]:
+    """The modules named, and those below them, that this program has loaded."""
     for name, module in list(sys.modules.items()):
         if any(name == wanted or name.startswith(f"{wanted}.") for wanted in imports) and ismodule(module):
             yield module

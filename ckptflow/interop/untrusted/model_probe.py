@@ -13,12 +13,17 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ckptflow.errors import CorruptCheckpointError
+from ckptflow.errors import CorruptCheckpointError, UsageError
 from ckptflow.interop.keras.config import build_with_optimizer, framework_of
 from ckptflow.interop.untrusted import probe
 from ckptflow.interop.untrusted.budget import builder_bytes
-from ckptflow.interop.untrusted.keras_trust import Framework, known_to_program, needed_of_program
+from ckptflow.interop.untrusted.keras_trust import Framework, known_to_program, loaded, needed_of_program
+from ckptflow.state.limits import VariablesRefusedError
 from ckptflow.state.private import kerases
+
+_THERE = (
+    "That was in the process that builds it first, which has no GPU, no strategy and nothing that your program has set"
+)
 
 
 def check_model(
@@ -48,14 +53,25 @@ def check_model(
         memory_bytes=memory_bytes,
         scratch_bytes=scratch_bytes,
         imports=(*imports, "tensorflow", function.partition(":")[0]),  # before there are limits
+        more_imports=[module.__name__ for module in loaded(imports) if not module.__name__.endswith("__main__")],
         arguments={
             "function": function,
             "framework": framework,
             "needed": needed_of_program(config, framework, imports),
-            "settings": kerases.of(framework).settings(),
+            "settings": _settings(framework),
             "arguments": {**arguments, "imports": list(imports)},
         },
     )
+
+
+def _settings(framework: Framework) -> dict[str, Any] | None:
+    """What another process is to build by; None where that cannot be written down."""
+    try:
+        found: dict[str, Any] = kerases.of(framework).settings()
+        json.dumps(found)
+    except Exception:  # of a dtype policy of the program's own
+        return None
+    return found
 
 
 def make(
@@ -63,19 +79,26 @@ def make(
     function: str,
     framework: Framework,
     needed: dict[str, str],
-    settings: dict[str, Any],
+    settings: dict[str, Any] | None,
     arguments: dict[str, Any],
 ) -> str | None:
     """Has `function` build a model as the program would that asks for it, if that can be done. For a process of its
     own: it may die of it."""
-    if not needed.items() <= known_to_program(framework, arguments["imports"]).items():
+    if settings is None or not needed.items() <= known_to_program(framework, arguments["imports"]).items():
         return probe.UNTRIED
     try:
         kerases.of(framework).use_settings(settings)
     except Exception:  # a dtype policy of a class of the program's own
         return probe.UNTRIED
     module, _, name = function.partition(":")
-    getattr(sys.modules[module], name)(path, **arguments)
+    try:
+        getattr(sys.modules[module], name)(path, **arguments)
+    except VariablesRefusedError:
+        raise
+    except UsageError as error:
+        if not arguments["imports"]:
+            raise
+        raise UsageError(f"{error}. {_THERE}") from error
     return None
 
 

@@ -80,6 +80,7 @@ def check(
     memory_bytes: int | None = None,
     scratch_bytes: int = 0,
     imports: Sequence[str] = (),
+    more_imports: Sequence[str] = (),
     arguments: Mapping[str, Any] | None = None,
 ) -> None:
     """Raises `CorruptCheckpointError` where a process in which `function` ("module:name") reads `path` dies of it,
@@ -89,7 +90,8 @@ def check(
     them and its `arguments`. `size_bytes`:
     what they are measured by, where that is not their own length. `memory_bytes`: what it may take, where that is not
     what `parser_bytes` says. `scratch_bytes`: how long the temporary files are
-    that it may write. `imports` are imported before, without limits; they are the user's. `arguments` go to the
+    that it may write. `imports` are imported before, without limits; they are the user's, as `more_imports` are, of
+    which some may not load there. `arguments` go to the
     function by name. Inside of a probe nothing is done. Where a Python of one's own cannot be had at all, or does not
     come so far that it would read `path`, the files pass, and that is logged; so they do where the function returns
     `UNTRIED`. Raises a `StorageError` where this
@@ -111,6 +113,7 @@ def check(
                 "function": function,
                 "arguments": [path, dict(arguments or {})],
                 "imports": list(imports),
+                "more_imports": list(more_imports),
                 "limits": [memory_bytes, time_s, scratch_bytes],
                 "scratch": scratch,
             }
@@ -260,6 +263,9 @@ def run(request: Mapping[str, Any]) -> None:
     module, _, name = request["function"].partition(":")
     for each in (*request["imports"], module):
         importlib.import_module(each)
+    for each in request["more_imports"]:
+        with contextlib.suppress(Exception, SystemExit):
+            importlib.import_module(each)
     confine.allow_files(request["scratch"])
     if "tensorflow" in sys.modules:
         _start_tensorflow()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections import defaultdict
@@ -110,7 +111,8 @@ def settings() -> dict[str, Any]:
     return {
         "floatx": keras.config.floatx(),
         "image_data_format": keras.config.image_data_format(),
-        "dtype_policy": keras.dtype_policies.serialize(keras.config.dtype_policy()),
+        # Of a copy: a DTypePolicyMap takes the names off its policies.
+        "dtype_policy": keras.dtype_policies.serialize(copy.deepcopy(keras.config.dtype_policy())),
         "names": dict(global_state.get_global_attribute("object_name_uids") or {}),
     }
 
