@@ -13,7 +13,8 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from ckptflow import CheckpointManager, StateMismatchError, UsageError
+from ckptflow import CheckpointManager, StateMismatchError
+from tests.manager.refusing import Iterators, Kind, restored, saved
 from tests.manager.states import PlainState, Weights
 
 KERASES = {"keras": keras, "tf_keras": tf_keras}
@@ -52,20 +53,6 @@ class Box(tf.train.experimental.PythonState.__mro__[1]):  # type: ignore[misc]
         if wrong:
             self.is_stuck = len(found) == 4
             raise KeyError("another length")
-
-
-def saved(root: Path, obj: Any) -> None:
-    weights = Weights()
-    weights.fill(1)
-    with CheckpointManager(root, {"w": weights, "obj": obj}) as manager:
-        manager.save(1)
-
-
-def restored(root: Path, obj: Any, **how: Any) -> Weights:
-    weights = Weights()
-    with CheckpointManager(root, {"w": weights, "obj": obj}, read_only=True) as manager:
-        manager.restore_latest(**how)
-    return weights
 
 
 @pytest.mark.parametrize("name", ["StringLookup", "IntegerLookup"])
@@ -138,21 +125,6 @@ def test_a_trackable_that_refuses_at_last_is_put_back_in_part(tmp_path: Path, ca
     assert "left as it was: obj does not take its state" in caplog.text
     with pytest.raises(StateMismatchError, match=r"obj does not take its state .*never twice"):
         restored(tmp_path, late)
-
-
-class Kind(tf.__internal__.tracking.AutoTrackable):  # type: ignore[misc]
-    """A trackable that refuses what was saved of another kind, in the same dtypes and shapes."""
-
-    def __init__(self, kind: str, number: int) -> None:
-        self.kind, self.number = kind, number
-
-    def _serialize_to_tensors(self) -> dict[str, Any]:
-        return {"kind": tf.constant(self.kind), "number": tf.constant(self.number)}
-
-    def _restore_from_tensors(self, tensors: dict[str, Any]) -> None:
-        self.number = int(tensors["number"])
-        if tensors["kind"].numpy().decode() != self.kind:
-            raise ValueError("another kind")
 
 
 class KindInPython(tf.train.experimental.PythonState):  # type: ignore[misc]
@@ -229,188 +201,12 @@ def test_it_is_told_with_another_one_that_refuses(tmp_path: Path) -> None:
     assert "no value was changed" not in str(raised.value)
 
 
-class Told(tf.train.experimental.PythonState):  # type: ignore[misc]
-    """A number. `fail` is called before the number is taken over, with which call of `deserialize` it is."""
-
-    def __init__(self, number: int, fail: Callable[[int], object] = lambda call: None) -> None:
-        self.number, self.fail, self.calls = number, fail, 0
-
-    def serialize(self) -> str:
-        return str(self.number)
-
-    def deserialize(self, text: Any) -> None:
-        self.calls += 1
-        self.fail(self.calls)
-        self.number = int(text)
-
-
-def failing(**errors: BaseException) -> Callable[[int], object]:
-    """What fails in some calls: `first`, `second`, `third`, or `later` in all after the first."""
-
-    def fail(call: int) -> None:
-        name = {1: "first", 2: "second", 3: "third"}.get(call, "later")
-        error = errors.get(name) or (errors.get("later") if call > 1 else None)
-        if error is not None:
-            raise error
-
-    return fail
-
-
-STOPS: dict[str, BaseException] = {"Ctrl-C": KeyboardInterrupt("stop"), "exit": SystemExit(3)}
-SCARCE: dict[str, Exception] = {
-    "Python": MemoryError("scarce"),
-    "TensorFlow": tf.errors.ResourceExhaustedError(None, None, "scarce"),
-}
-
-
-@pytest.mark.parametrize("fits", [True, False])
-@pytest.mark.parametrize("stop", STOPS)
-def test_a_stop_while_it_is_put_back_leaves_a_mixture_that_is_not_saved(tmp_path: Path, stop: str, fits: bool) -> None:
-    saved(tmp_path, Told(3))
-    errors = {"second": STOPS[stop]} if fits else {"first": KeyError("no"), "second": STOPS[stop]}
-    obj = Told(7, failing(**errors))
-    with CheckpointManager(tmp_path, {"w": Weights(), "obj": obj}) as manager:
-        with pytest.raises(type(STOPS[stop]), match=r"stop|3"):
-            manager.restore_latest()
-        with pytest.raises(UsageError, match="mixture"):
-            manager.save(10)
-        assert manager.restore_latest() is not None
-        assert obj.number == 3
-        manager.save(10).result()
-
-
-def test_a_stop_while_an_iterator_is_put_back_leaves_a_mixture_that_is_not_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    saved(tmp_path, iter(tf.data.Dataset.range(5)))
-    iterator = Iterators(monkeypatch, lambda number: number == 1, KeyboardInterrupt()).iterator
-    with CheckpointManager(tmp_path, {"w": Weights(), "obj": iterator}) as manager:
-        with pytest.raises(KeyboardInterrupt):
-            manager.restore_latest()
-        with pytest.raises(UsageError, match="mixture"):
-            manager.save(10)
-
-
-def test_what_a_rehearsal_put_back_is_no_mixture_unless_it_was_one_before(tmp_path: Path) -> None:
-    told, kind = Told(3), Kind("a", 1)
-    with CheckpointManager(tmp_path, {"w": Weights(), "obj": told, "other": kind}) as manager:
-        manager.save(1).result()
-        told.number, kind.kind = 7, "b"
-        with pytest.raises(StateMismatchError, match="no value was changed"):
-            manager.restore(1)
-        assert told.number == 7
-        manager.save(2).result()
-        told.calls, told.fail = 0, failing(second=KeyboardInterrupt())
-        with pytest.raises(KeyboardInterrupt):
-            manager.restore(1)
-        with pytest.raises(StateMismatchError, match="other: ValueError: another kind"):
-            manager.restore(1)
-        with pytest.raises(UsageError, match="mixture"):
-            manager.save(3)
-
-
-@pytest.mark.parametrize("stop", STOPS)
-def test_a_stop_stays_one_where_nothing_can_be_put_back(tmp_path: Path, stop: str) -> None:
-    saved(tmp_path, Told(3))
-    obj = Told(7, failing(first=STOPS[stop], second=KeyError("no state of mine")))
-    with pytest.raises(type(STOPS[stop]), match=r"stop|3"):
-        restored(tmp_path, obj)
-    assert obj.calls == 2
-
-
-def test_a_stop_of_an_iterator_stays_one_where_nothing_can_be_put_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    saved(tmp_path, iter(tf.data.Dataset.range(5)))
-    iterator = Iterators(monkeypatch, lambda number: number < 2, KeyboardInterrupt(), RuntimeError("no")).iterator
-    with pytest.raises(KeyboardInterrupt):
-        restored(tmp_path, iterator)
-
-
-@pytest.mark.parametrize("partial", [False, True])
-@pytest.mark.parametrize("kind", SCARCE)
-def test_memory_that_does_not_suffice_is_no_misfit(tmp_path: Path, kind: str, partial: bool) -> None:
-    saved(tmp_path, Told(3))
-    obj = Told(7, failing(first=SCARCE[kind]))
-    with pytest.raises(UsageError, match=r"obj takes .*not enough memory"):
-        restored(tmp_path, obj, partial=partial)
-    assert obj.number == 7
-
-
-@pytest.mark.parametrize("kind", SCARCE)
-def test_memory_that_does_not_suffice_for_an_iterator_is_no_misfit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    saved(tmp_path, iter(tf.data.Dataset.range(5)))
-    iterator = Iterators(monkeypatch, lambda number: number == 0, SCARCE[kind]).iterator
-    next(iterator)
-    with pytest.raises(UsageError, match=r"obj takes .*not enough memory"):
-        restored(tmp_path, iterator)
-    assert int(next(iterator)) == 1
-
-
-@pytest.mark.parametrize("partial", [False, True])
-def test_a_trackable_that_can_be_written_once_is_restored(tmp_path: Path, partial: bool) -> None:
-    saved(tmp_path, Told(3))
-    obj = Told(7, failing(later=RuntimeError("already opened")))
-    assert restored(tmp_path, obj, partial=partial).value() == 1
-    assert obj.number == 3
-
-
-class Torn(Told):
-    """Takes a part of what it then refuses: what is accepted has to be written once more."""
-
-    def deserialize(self, text: Any) -> None:
-        self.calls += 1
-        self.number = int(text)
-        self.fail(self.calls)
-
-
-@pytest.mark.parametrize("partial", [False, True])
-def test_a_trackable_that_was_half_put_back_is_restored(tmp_path: Path, partial: bool) -> None:
-    saved(tmp_path, Torn(3))
-    obj = Torn(7, failing(second=KeyError("no")))
-    restored(tmp_path, obj, partial=partial)
-    assert obj.number == 3
-
-
-@pytest.mark.parametrize("partial", [False, True])
-def test_a_trackable_that_has_no_state_to_go_back_to_is_not_said_to_be_left(
-    tmp_path: Path, partial: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    saved(tmp_path, Torn(3))
-    obj = Torn(7, failing(second=KeyError("no"), third=KeyError("not again")))
-    with CheckpointManager(tmp_path, {"w": Weights(), "obj": obj}) as manager:
-        with pytest.raises(StateMismatchError, match=r"over a second time \(its previous state cannot .*again"):
-            manager.restore_latest(partial=partial)
-        with pytest.raises(UsageError, match="mixture"):
-            manager.save(10)
-    assert "left as it was" not in caplog.text
-
-
 @pytest.mark.parametrize("partial", [False, True])
 def test_what_cannot_be_put_back_is_said(tmp_path: Path, partial: bool) -> None:
     saved(tmp_path, Box([1.0, 2.0, 3.0, 4.0]))
     with pytest.raises(StateMismatchError, match=r"(?s)obj: its previous state cannot be restored: KeyError") as raised:
         restored(tmp_path, Box([5.0]), partial=partial)
     assert "no value was changed" not in str(raised.value)
-
-
-class Iterators:
-    """How an iterator fails that TensorFlow does not know: with any exception. It fails with each in turn, and again
-    with the last."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool], *errors: BaseException) -> None:
-        self.iterator = iter(tf.data.Dataset.range(5))
-        real, number = self.iterator._restore_from_tensors, iter(range(100))
-        left = list(errors or [RuntimeError("another TensorFlow")])
-
-        def restore(tensors: Any) -> Any:
-            if fails(next(number)):
-                raise left.pop(0) if len(left) > 1 else left[0]
-            return real(tensors)
-
-        monkeypatch.setattr(self.iterator, "_restore_from_tensors", restore)
 
 
 def test_an_iterator_that_fails_in_any_way_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
