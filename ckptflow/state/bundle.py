@@ -6,9 +6,10 @@ between two training steps; `write` puts all of them back, replacing whatever is
 
 from __future__ import annotations
 
+import contextlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,12 @@ import tensorflow as tf
 
 from ckptflow.format.dtypes import Array
 
+OUT_OF_MEMORY = (MemoryError, tf.errors.ResourceExhaustedError)
+
 
 class NotPutBackError(Exception):
     """A rehearsal has changed an object, which does not accept the state that it had before. `fits` says whether it
-    accepted the new one, and can be written once more."""
+    accepted the new one, and may be written once more."""
 
     fits = False
 
@@ -44,18 +47,20 @@ class Bundle(ABC):
 
     def misfit(self, parts: Mapping[str, Array]) -> str:
         """Why `write` cannot take these parts; empty if it can. Leaves the object as it is, or raises
-        `NotPutBackError`; what else it raises says why, too.
+        `NotPutBackError`; what else it raises says why, too. What says nothing of the parts, an interrupt or
+        `OUT_OF_MEMORY`, is raised, and may leave the object changed.
 
         Tried on the object, which gets its own parts back: its dtypes and shapes may be the same where it refuses the
         values, and others where it grows.
         """
         before = self.held()
         try:
-            self.write(parts)
-        except BaseException as error:
-            self.put_back(before)
-            if not isinstance(error, Exception):
+            with self.put_back_if_stopped(before):
+                self.write(parts)
+        except Exception as error:
+            if isinstance(error, OUT_OF_MEMORY):
                 raise
+            self.put_back(before)
             other = [name for name in sorted(before) if np.shape(before[name]) != np.shape(parts[name])]
             shapes = [f"{name} has shape {np.shape(before[name])}, {np.shape(parts[name])} there" for name in other]
             return f"{'; '.join(shapes)}: {said(error)}" if shapes else said(error)
@@ -65,6 +70,11 @@ class Bundle(ABC):
             error.fits = True
             raise
         return ""
+
+    def holds(self, parts: Mapping[str, Array]) -> bool:
+        """Whether these parts, of its dtypes, are its state now, bit for bit."""
+        now = self.held()
+        return now.keys() == parts.keys() and all(_is_same(part, parts[name]) for name, part in now.items())
 
     def held(self) -> dict[str, Array]:
         """What `write` puts back later."""
@@ -77,6 +87,23 @@ class Bundle(ABC):
             self.write(before)
         except Exception as error:
             raise NotPutBackError(f"its previous state cannot be restored: {said(error)}") from error
+
+    @contextlib.contextmanager
+    def put_back_if_stopped(self, before: Mapping[str, Array]) -> Iterator[None]:
+        """Where a trial ends by what says nothing of the parts: puts back what can be, and that error it stays."""
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(error, Exception) or isinstance(error, OUT_OF_MEMORY):
+                with contextlib.suppress(NotPutBackError):
+                    self.put_back(before)
+            raise
+
+
+def _is_same(one: Array, other: Array) -> bool:
+    if one.dtype == object or other.dtype == object:
+        return one.shape == other.shape and bool(one.tolist() == other.tolist())
+    return one.shape == other.shape and one.tobytes() == other.tobytes()
 
 
 def said(error: Exception) -> str:

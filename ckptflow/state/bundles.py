@@ -16,7 +16,7 @@ from ckptflow.errors import UnsupportedStateError
 from ckptflow.format import dtypes
 from ckptflow.format.dtypes import Array
 from ckptflow.printable import printable
-from ckptflow.state.bundle import Bundle, says
+from ckptflow.state.bundle import OUT_OF_MEMORY, Bundle, says
 from ckptflow.state.iterators import IteratorBundle
 from ckptflow.state.kinds import CONTAINERS, Kind, keras3, kind_of, overrides
 from ckptflow.state.private import kerases
@@ -189,6 +189,8 @@ class VocabularyBundle(Bundle):
             return ""
         try:
             spare.write(parts)
+        except OUT_OF_MEMORY:
+            raise
         except Exception as error:
             return says(error)
         return (

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from ckptflow.errors import UnsupportedStateError
 from ckptflow.format.dtypes import Array
-from ckptflow.state.bundle import Bundle, says
+from ckptflow.state.bundle import OUT_OF_MEMORY, Bundle, says
 from ckptflow.state.pipelines import difference, pipeline_of
 from ckptflow.state.private.tensorflow import from_tensors, to_tensors
 
@@ -81,12 +81,15 @@ class IteratorBundle(Bundle):
             return f"{_ANOTHER}: {changed}. {_AS_IT_WAS}"
         before = self.held()
         try:
-            self.write(parts)
-            return self._other_buffers(parts["position"].item()) or self._other_elements(parts["position"].item())
+            with self.put_back_if_stopped(before):
+                self.write(parts)
+                why = self._other_buffers(parts["position"].item()) or self._other_elements(parts["position"].item())
+        except OUT_OF_MEMORY:
+            raise
         except Exception as error:
-            return f"{_ANOTHER}: other operations, or in another order. {_AS_IT_WAS}. TensorFlow says: {says(error)}"
-        finally:
-            self.put_back(before)
+            why = f"{_ANOTHER}: other operations, or in another order. {_AS_IT_WAS}. TensorFlow says: {says(error)}"
+        self.put_back(before)
+        return why
 
     def changed(self, position: bytes, *, passing_over: str | None = None) -> str:
         """How the pipeline differs from the one that a position is known to be of; empty where it does not. One kind

@@ -21,7 +21,7 @@ from ckptflow.format.offer import misfit_error
 from ckptflow.format.spec import Bytes1D, Wanted
 from ckptflow.format.words import size_text
 from ckptflow.state import keras3
-from ckptflow.state.bundle import Bundle, NotPutBackError, said
+from ckptflow.state.bundle import OUT_OF_MEMORY, Bundle, NotPutBackError, said
 from ckptflow.state.kinds import is_feature_space, is_keras3_layer, is_normalization, raw_variable
 from ckptflow.state.leaves import Landing, Leaf, PartLeaf, as_tensor, from_bytes
 from ckptflow.state.strategies import server_is_gone
@@ -62,11 +62,20 @@ def is_optional(name: str) -> bool:
 
 @dataclass
 class _BundleParts:
-    """The parts of a bundle that have been read, and the leaves that they are for."""
+    """The parts of a bundle that have been read, and the leaves that they are for.
+
+    `not_put_back` says why it has no state to go back to, if a rehearsal has left it none.
+    """
 
     bundle: Bundle
     leaves: list[PartLeaf] = field(default_factory=list)
     parts: dict[str, Array] = field(default_factory=dict)
+    size_bytes: int = 0
+    not_put_back: NotPutBackError | None = None
+
+    @property
+    def names(self) -> set[str]:
+        return {leaf.name for leaf in self.leaves}
 
     @property
     def name(self) -> str:
@@ -74,13 +83,13 @@ class _BundleParts:
         return leaf.name.removesuffix(f"/{leaf.part}")
 
     def misfit(self) -> str:
-        """Why they cannot be written; empty if they can. Raises `NotPutBackError` alone."""
+        """Why they cannot be written; empty if they can. Raises `NotPutBackError`, and what ends a trial early."""
         lacking = sorted(self.bundle.dtypes.keys() - self.parts.keys())
         if lacking:
             return f"the checkpoint has no {' and no '.join(lacking)} for it"
         try:
             return self.bundle.misfit(self.parts)
-        except NotPutBackError:
+        except (NotPutBackError, *OUT_OF_MEMORY):
             raise
         except Exception as error:  # whatever a user's object, or a TensorFlow of another age, raises
             return said(error)
@@ -153,7 +162,7 @@ class Restore:
         """
         pair = self._pairs[wanted.tensor]
         record = pair.record
-        with self._memory_for(pair):
+        with self._memory_for(pair.leaf.name, record.size_bytes):
             if pair.is_plain:
                 shape = record.shape if wanted.box is None else wanted.box[1]
                 size_bytes = volume(shape) * dtypes.item_size_bytes(record.dtype)
@@ -163,19 +172,20 @@ class Restore:
             return memory
 
     @contextlib.contextmanager
-    def _memory_for(self, pair: Pair) -> Iterator[None]:
+    def _memory_for(self, name: str, size_bytes: int) -> Iterator[None]:
         try:
             yield
-        except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        except OUT_OF_MEMORY as error:
             raise UsageError(
-                f"{self.origin}: {pair.leaf.name} takes {size_text(pair.record.size_bytes)}, and there is not enough "
+                f"{self.origin}: {name} takes {size_text(size_bytes)}, and there is not enough "
                 "memory to restore it. Free some, give the manager a smaller memory_budget_bytes, or restore where "
                 "there is more memory"
             ) from error
 
     def finish(self, wanted: Wanted) -> None:
         """Takes it over: a variable has its value afterwards, what is optional or no variable after `complete`."""
-        with self._memory_for(self._pairs[wanted.tensor]):
+        pair = self._pairs[wanted.tensor]
+        with self._memory_for(pair.leaf.name, pair.record.size_bytes):
             self._finish(wanted)
 
     def _finish(self, wanted: Wanted) -> None:
@@ -195,6 +205,7 @@ class Restore:
             held = self._held.setdefault(id(leaf.bundle), _BundleParts(leaf.bundle))
             held.leaves.append(leaf)
             held.parts[leaf.part] = array
+            held.size_bytes += record.size_bytes
             return
         pieces = {box: array if box is None else array[tuple(map(_range, *box))] for box in leaf.boxes}
         with tf.device("CPU:0"):
@@ -204,19 +215,23 @@ class Restore:
     def rehearse(self) -> None:
         """Finds out whether the tables, iterators and vocabularies that have been read can be written.
 
-        Changes nothing. Raises `StateMismatchError` with a line for each that cannot; with `partial` these are warned
-        of, and left as they are. Raises it, too, if values of another checkpoint, assigned before, would stay.
+        Changes nothing; what it tries when it is stopped in the middle counts as assigned. Raises `UsageError` if
+        memory does not suffice, and `StateMismatchError` with a line for each that cannot; with `partial` these are
+        warned of, and left as they are. Raises it, too, if values of another checkpoint, assigned before, would stay.
         """
         self._is_rehearsed = True
         misfits: dict[int, str] = {}
         for key, held in self._held.items():
+            earlier = self._enter(held.names)
             try:
-                reason = held.misfit()
+                with self._memory_for(held.name, held.size_bytes):
+                    reason = held.misfit()
             except NotPutBackError as error:
-                self.assigned |= dict.fromkeys((leaf.name for leaf in held.leaves), self.origin)
-                if error.fits:  # what it began with is no state to go back to; `complete` writes it again
+                if error.fits:  # what it began with is no state to go back to; `complete` writes it, if need be
+                    held.not_put_back = error
                     continue
-                raise misfit_error(self.origin, [f"{held.name}: {error}"], is_changed=True, hint="") from error
+                raise self._refused(f"{held.name}: {error}") from error
+            self._withdraw(held.names, earlier)
             if reason:
                 misfits[key] = reason
         lines = sorted(f"{self._held[key].name}: {reason}" for key, reason in misfits.items())
@@ -224,7 +239,7 @@ class Restore:
             raise misfit_error(self.origin, lines, is_changed=bool(self.assigned))
         for line in lines:
             logger.warning("%s: left as it was: %s", self.origin, line)
-        self._leave({leaf.name for key in misfits for leaf in self._held.pop(key).leaves})
+        self._leave({name for key in misfits for name in self._held.pop(key).names})
         stuck = sorted(self.assigned.keys() - self.names)
         if stuck:
             lines = [f"{name}: has its value of {self.assigned[name]} already, and would keep it" for name in stuck]
@@ -240,7 +255,7 @@ class Restore:
             self.rehearse()
         before = constants_of(self._tree.layers)
         for pair, values_of in self._last:
-            with self._memory_for(pair):
+            with self._memory_for(pair.leaf.name, pair.record.size_bytes):
                 self._assign(pair.leaf, values_of)
         self._last.clear()
         for held in self._held.values():
@@ -280,8 +295,12 @@ class Restore:
         self.unexpected = tuple(sorted({*self.unexpected, *names}))
 
     def _write(self, held: _BundleParts) -> None:
-        bundle, names = held.bundle, {leaf.name for leaf in held.leaves}
-        self._give(held.name, names, held.parts, bundle.held, bundle.write)
+        bundle = held.bundle
+        if held.not_put_back is None:
+            self._give(held.name, held.names, held.parts, bundle.held, bundle.write)
+        elif not _holds(held):  # some can be written only once
+            what = f"does not take its state of {self.origin} over a second time ({held.not_put_back})"
+            self._called(held.name, what, lambda: bundle.write(held.parts))
 
     def _set_python_state(self, name: str, state: Any) -> None:
         entry = self._tree.python[name]
@@ -292,8 +311,7 @@ class Restore:
     ) -> None:
         """Writes what code of others takes, or, in part, warns and puts back what was there: with `names` of it."""
         before = self._called(name, "does not report its state to put back", read) if self._is_partial else None
-        earlier = {each: self.assigned[each] for each in names if each in self.assigned}
-        self.assigned |= dict.fromkeys(names, self.origin)
+        earlier = self._enter(names)
         try:
             write(state)
         except Exception as error:  # whatever a user's object raises
@@ -301,11 +319,21 @@ class Restore:
             if not self._is_partial:
                 raise self._refused(f"{name} {why}") from error
             self._called(name, f"{why}; and does not accept its previous state", lambda: write(before))
-            for each in names:
-                del self.assigned[each]
-            self.assigned |= earlier
+            self._withdraw(names, earlier)
             self._leave(names)
             logger.warning("%s: left as it was: %s %s", self.origin, name, why)
+
+    def _enter(self, names: set[str]) -> dict[str, str]:
+        """Counts these as assigned, before they are. Returns what they had, for `_withdraw`."""
+        earlier = {each: self.assigned[each] for each in names if each in self.assigned}
+        self.assigned |= dict.fromkeys(names, self.origin)
+        return earlier
+
+    def _withdraw(self, names: set[str], earlier: Mapping[str, str]) -> None:
+        """What was put back counts as it did before."""
+        self.assigned |= earlier
+        for each in names - earlier.keys():
+            del self.assigned[each]
 
     def _called(self, name: str, what: str, call: Callable[[], Any]) -> Any:
         try:
@@ -323,6 +351,13 @@ def _fit_encoders(features: Any) -> None:
         preprocessor = features.preprocessors.get(name)
         if hasattr(preprocessor, "vocabulary_size"):
             encoder.num_tokens = preprocessor.vocabulary_size()
+
+
+def _holds(held: _BundleParts) -> bool:
+    try:
+        return held.bundle.holds(held.parts)
+    except Exception:  # whatever a user's object raises: `write` tells
+        return False
 
 
 def _range(start: int, extent: int) -> slice:

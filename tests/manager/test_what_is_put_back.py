@@ -14,6 +14,7 @@ import tensorflow as tf
 import tf_keras
 
 from ckptflow import CheckpointManager, StateMismatchError
+from tests.manager.refusing import Iterators, Kind, restored, saved
 from tests.manager.states import PlainState, Weights
 
 KERASES = {"keras": keras, "tf_keras": tf_keras}
@@ -52,20 +53,6 @@ class Box(tf.train.experimental.PythonState.__mro__[1]):  # type: ignore[misc]
         if wrong:
             self.is_stuck = len(found) == 4
             raise KeyError("another length")
-
-
-def saved(root: Path, obj: Any) -> None:
-    weights = Weights()
-    weights.fill(1)
-    with CheckpointManager(root, {"w": weights, "obj": obj}) as manager:
-        manager.save(1)
-
-
-def restored(root: Path, obj: Any, **how: Any) -> Weights:
-    weights = Weights()
-    with CheckpointManager(root, {"w": weights, "obj": obj}, read_only=True) as manager:
-        manager.restore_latest(**how)
-    return weights
 
 
 @pytest.mark.parametrize("name", ["StringLookup", "IntegerLookup"])
@@ -138,21 +125,6 @@ def test_a_trackable_that_refuses_at_last_is_put_back_in_part(tmp_path: Path, ca
     assert "left as it was: obj does not take its state" in caplog.text
     with pytest.raises(StateMismatchError, match=r"obj does not take its state .*never twice"):
         restored(tmp_path, late)
-
-
-class Kind(tf.__internal__.tracking.AutoTrackable):  # type: ignore[misc]
-    """A trackable that refuses what was saved of another kind, in the same dtypes and shapes."""
-
-    def __init__(self, kind: str, number: int) -> None:
-        self.kind, self.number = kind, number
-
-    def _serialize_to_tensors(self) -> dict[str, Any]:
-        return {"kind": tf.constant(self.kind), "number": tf.constant(self.number)}
-
-    def _restore_from_tensors(self, tensors: dict[str, Any]) -> None:
-        self.number = int(tensors["number"])
-        if tensors["kind"].numpy().decode() != self.kind:
-            raise ValueError("another kind")
 
 
 class KindInPython(tf.train.experimental.PythonState):  # type: ignore[misc]
@@ -235,21 +207,6 @@ def test_what_cannot_be_put_back_is_said(tmp_path: Path, partial: bool) -> None:
     with pytest.raises(StateMismatchError, match=r"(?s)obj: its previous state cannot be restored: KeyError") as raised:
         restored(tmp_path, Box([5.0]), partial=partial)
     assert "no value was changed" not in str(raised.value)
-
-
-class Iterators:
-    """How an iterator fails that TensorFlow does not know: with any exception."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool]) -> None:
-        self.iterator = iter(tf.data.Dataset.range(5))
-        real, number = self.iterator._restore_from_tensors, iter(range(100))
-
-        def restore(tensors: Any) -> Any:
-            if fails(next(number)):
-                raise RuntimeError("another TensorFlow")
-            return real(tensors)
-
-        monkeypatch.setattr(self.iterator, "_restore_from_tensors", restore)
 
 
 def test_an_iterator_that_fails_in_any_way_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,19 @@ def test_what_factories_make_is_asked_before_anything_is_changed() -> None:
     assert obj.number == 1
 
 
+def test_what_a_bundle_holds_is_told_bit_for_bit() -> None:
+    obj = tf.__internal__.tracking.AutoTrackable()
+    values = {"texts": np.array([b"a", b"b"], object), "floats": np.array([np.nan, 0.0], np.float32)}
+    obj._serialize_to_tensors = lambda: {name: tf.constant(value) for name, value in values.items()}
+    bundle = bundle_of(obj, "m")
+    assert bundle is not None
+    assert bundle.holds(dict(values))
+    assert not bundle.holds(values | {"floats": np.array([np.nan, -0.0], np.float32)})
+    assert not bundle.holds(values | {"texts": np.array([b"a", b"c"], object)})
+    assert not bundle.holds(values | {"texts": np.array([[b"a"], [b"b"]], object)})
+    assert not bundle.holds({"texts": values["texts"]})
+
+
 class Words(tf.Module):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
