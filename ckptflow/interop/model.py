@@ -21,6 +21,7 @@ from ckptflow.interop.keras.optimizer import variables_of
 from ckptflow.interop.untrusted.model_probe import check_builds
 from ckptflow.reading import OpenCheckpoint
 from ckptflow.state.assign import Comparison, Verdict, match
+from ckptflow.state.configs import NO_KERAS
 from ckptflow.state.graph import numbered_graph
 from ckptflow.state.graph_names import pair
 from ckptflow.state.kinds import LAYERS, is_tf_keras_model, kind_of
@@ -248,7 +249,12 @@ def _path_of_optimizer(manifest: Manifest, path: str) -> str | None:
     optimizers = [other for other, described in manifest.models.items() if _kind(described) == "optimizer"]
     if f"{path}/optimizer" in optimizers:
         return f"{path}/optimizer"
-    paths = [other for other in optimizers if not other.startswith((f"{path}/", *(f"{each}/" for each in optimizers)))]
+    paths = [
+        other
+        for other in optimizers
+        if not other.startswith((f"{path}/", *(f"{each}/" for each in optimizers)))
+        and manifest.models[other].get("framework") != NO_KERAS
+    ]
     return paths[0] if len(paths) == 1 and _kind(manifest.models.get(path)) == "model" else None
 
 

@@ -25,7 +25,7 @@ from ckptflow.state.kinds import (
 from ckptflow.state.limits import limited, machine_bytes
 from ckptflow.state.private import tensorflow as private
 from ckptflow.state.private.keras import trace
-from ckptflow.state.private.tf_keras import make_slots
+from ckptflow.state.private.tf_keras import inner_optimizer, make_slots
 from ckptflow.state.tree import RESERVED_PREFIX, Tree, walk
 from ckptflow.state.walker import OptimizerNode
 from ckptflow.state.weights import trainable_of
@@ -60,7 +60,7 @@ def build_missing(
     for path, node in tree.optimizers.items():
         their_path = path if path in models else _another_path(node, models)
         entry: Any = models.get(their_path)
-        if not _is_optimizer(entry) or is_built(node.optimizer):
+        if not _is_optimizer(entry) or is_built(node.optimizer) or _is_around_another(node.optimizer):
             continue
         if entry.get("built") or tf_keras.has_hypers(node.optimizer, their_path, names):
             _build_optimizer(path, node, entry, tree, strategy)
@@ -87,6 +87,11 @@ def _up_to_date(tree: Tree) -> Tree:
 
 def _is_optimizer(described: Any) -> bool:
     return isinstance(described, dict) and described.get("kind") == "optimizer"
+
+
+def _is_around_another(optimizer: Any) -> bool:
+    """Whether it is an optimizer of TensorFlow 1 with no slots but those of the one in it, which is built by itself."""
+    return kind_of(optimizer) is Kind.TF1_OPTIMIZER and inner_optimizer(optimizer) is not optimizer
 
 
 def _another_path(node: OptimizerNode, models: dict[str, Any]) -> str:
@@ -203,7 +208,13 @@ def _build_optimizer(
             else:  # a legacy optimizer of tf_keras
                 make_slots(node.optimizer, variables)
     except Exception as error:
-        raise UsageError(f"{path} cannot be built; call it once on a batch, or {path}.build(variables)") from error
+        raise UsageError(f"{path} cannot be built; {_way_to_build(path, node.optimizer)}") from error
+
+
+def _way_to_build(path: str, optimizer: Any) -> str:
+    if hasattr(optimizer, "build"):
+        return f"call {path}.build(model.trainable_variables) before restoring"
+    return f"apply it once ({path}.apply_gradients) before restoring"  # it has no other way
 
 
 def _variables_by_name(described: dict[str, Any], tree: Tree) -> list[Any]:
@@ -237,7 +248,7 @@ def _trainable_variables(path: str, node: OptimizerNode, tree: Tree) -> list[Any
                 return loose
             raise UsageError(f"{path} is not built and its model has no variables yet; call the model once on a batch")
         raise UsageError(
-            f"{path} is not built and {len(owners)} entries of state could be its model; call "
-            f"{path}.build(model.trainable_variables) before restoring"
+            f"{path} is not built and {len(owners)} entries of state could be its model; "
+            + _way_to_build(path, node.optimizer)
         )
     return trainable_of(owners[0])

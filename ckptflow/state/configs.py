@@ -21,15 +21,16 @@ from ckptflow.state.private import tf_keras as tf_keras_private
 from ckptflow.state.settings import settings_of
 from ckptflow.state.tree import Tree
 from ckptflow.state.walker import OptimizerNode
-from ckptflow.state.weights import trainable_of, weights_of
+from ckptflow.state.weights import optimizer_of, trainable_of, weights_of
 
 logger = logging.getLogger("ckptflow")
 
 
+NO_KERAS = "tensorflow"  # the framework of an optimizer of TensorFlow 1, which has no config
 _FRAMEWORKS: dict[Kind | None, str] = {  # of optimizers
     Kind.KERAS3_OPTIMIZER: "keras",
     Kind.TF_KERAS_OPTIMIZER: "tf_keras",
-    Kind.TF1_OPTIMIZER: "tensorflow",  # which has no configs
+    Kind.TF1_OPTIMIZER: NO_KERAS,
 }
 MAX_CONFIG_BYTES = 4 << 20  # the largest known of a model without data has 1 MB, for a thousand layers
 MAX_CONFIGS_BYTES = 16 << 20  # of all together
@@ -67,7 +68,7 @@ def describe(tree: Tree) -> dict[str, Any]:
         if node.built_for and set(node.built_for) != _default_variables(node, tree):
             entry["variables"] = list(node.built_for)
         is_inside = any(path.startswith(f"{above}/") for above in tree.optimizers)
-        if framework != "tensorflow" and not is_inside and not _is_compiled_with(node, tree, found):
+        if framework != NO_KERAS and not is_inside and not _is_compiled_with(node, tree, found):
             entry |= room.take(path, {"config": _config(node.optimizer, framework, path)})
     return {
         path: entry for path, entry in found.items() if len(path) <= MAX_NAME_CHARACTERS
@@ -182,8 +183,7 @@ def _spec_of(value: Any) -> Any:
 def _is_compiled_with(node: OptimizerNode, tree: Tree, described: dict[str, Any]) -> bool:
     """Whether the compile config of a model in the state says how to make the optimizer."""
     return any(
-        getattr(model, "optimizer", None) is node.optimizer
-        and described[path].get("compile_config", {}).get("optimizer")
+        optimizer_of(model) is node.optimizer and described[path].get("compile_config", {}).get("optimizer")
         for path, model in tree.models.items()
     )
 
@@ -207,7 +207,7 @@ def _default_variables(node: OptimizerNode, tree: Tree) -> set[str] | None:
 def owner_of(node: OptimizerNode, tree: Tree) -> Any:
     """The model that holds an optimizer as its own, also where the optimizer is an entry by itself, or None."""
     for model in tree.models.values():
-        if getattr(model, "optimizer", None) is node.optimizer:
+        if optimizer_of(model) is node.optimizer:
             return model
     return tree.models.get(node.owner)
 

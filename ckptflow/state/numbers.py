@@ -13,6 +13,7 @@ from ckptflow.format.values import to_json
 from ckptflow.state.leaves import VariableLeaf
 from ckptflow.state.private.kerases import INNER_OPTIMIZERS
 from ckptflow.state.tree import Tree
+from ckptflow.state.weights import optimizer_of
 
 Place = tuple[str, ...]  # the keys that lead to it in a description
 
@@ -26,8 +27,8 @@ def places_of_numbers(tree: Tree, described: Mapping[str, Any]) -> dict[Place, i
     }
     paths = {id(node.optimizer): path for path, node in tree.optimizers.items()}
     tops: list[tuple[Any, Place]] = [(node.optimizer, (path, "config")) for path, node in tree.optimizers.items()]
-    for path, model in tree.models.items():
-        tops.append((getattr(model, "optimizer", None), (path, "compile_config", "optimizer")))
+    for path, model in tree.models.items() if paths else ():
+        tops.append((optimizer_of(model), (path, "compile_config", "optimizer")))
     found: dict[Place, int] = {}
     for top, place in tops:
         optimizer = top

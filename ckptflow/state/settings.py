@@ -29,7 +29,7 @@ logger = logging.getLogger("ckptflow")
 
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes, FunctionType, type})
 _LIKE_PLAIN = (int, float, str, bytes, Enum)  # subclasses of those
-_MAX_ITEMS = 1000  # of a list or dict, with what is in those in it: longer ones are data
+_MAX_ITEMS = 1000  # of a list, set or dict, with what is in those in it: longer ones are data
 _MAX_DEPTH = 5
 
 
@@ -62,12 +62,6 @@ def _add(value: Any, found: list[Any], depth: int) -> None:
         del found[first:]
 
 
-def _of(value: Any, depth: int) -> tuple[Any, ...]:
-    found: list[Any] = []
-    _add(value, found, depth)
-    return tuple(found)
-
-
 def _add_what_it_holds(value: Any, found: list[Any], depth: int) -> None:
     if type(value) in _PLAIN:
         found.append(value)
@@ -80,13 +74,11 @@ def _add_what_it_holds(value: Any, found: list[Any], depth: int) -> None:
             found.append((value.dtype.str, value.shape, value.tobytes()))
     elif depth > _MAX_DEPTH:
         return
-    elif isinstance(value, (set, frozenset)):
-        if len(value) <= _MAX_ITEMS:
-            found.append(frozenset(_of(item, depth + 1) for item in value))
-    elif isinstance(value, (list, tuple, dict)):
+    elif isinstance(value, (list, tuple, dict, set, frozenset)):
         first = len(found)
         if len(value) <= _MAX_ITEMS:
-            for item in chain(value, value.values() if isinstance(value, dict) else ()):
+            in_order = sorted(value, key=hash) if isinstance(value, (set, frozenset)) else value
+            for item in chain(in_order, value.values() if isinstance(value, dict) else ()):
                 _add(item, found, depth + 1)
                 if len(found) - first > 2 * _MAX_ITEMS:
                     del found[first:]

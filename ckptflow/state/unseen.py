@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import ChainMap, UserDict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from operator import attrgetter
 from types import CellType, FunctionType, MappingProxyType, MemberDescriptorType, MethodType
@@ -57,21 +57,21 @@ _SHOWN_BY_CLASS = (Kind.TABLE, Kind.ITERATOR, Kind.LOOKUP, Kind.DISCRETIZATION)
 def unseen(objects: Iterable[tuple[str, Any]], is_found: Callable[[Any], bool]) -> dict[str, str]:
     """By the path of an attribute of one of the objects: the names of variables, tables and such, and the classes of
     what has Python state, that are below it and that were not found. Looks at attributes, slots, closures and items
-    alone, and calls nothing of the user's. Optimizers below one that is not built are passed over: one that chooses
-    among them takes them as its own when it is.
+    alone, and calls nothing of the user's. Below an optimizer that is not built, those that are not built either are
+    passed over: one that chooses among them takes them as its own when it is.
     """
     found: dict[str, str] = {}
     search = _Search(is_found)
     for path, obj in objects:
         if kind_of(obj) in CONTAINERS:
             continue
-        passed_over = OPTIMIZERS if kind_of(obj) in OPTIMIZERS and not is_built(obj) else frozenset()
+        may_take_others = _is_unbuilt_optimizer(obj)
         cls: Any = type(obj)
         hidden = [(name, value) for name, value in attributes_of(obj) if _may_hide(name, value)]
         for name, value in hidden + _of_class(cls):
             lost = []
             with contextlib.suppress(Exception):  # whatever is met there: this only warns
-                lost += [_name_of(each) for each in search.lost_below(value, passed_over)]
+                lost += [_name_of(each) for each in search.lost_below(value, may_take_others)]
             if lost:
                 found[f"{path}.{name}"] = some_of(lost, _SHOWN)
     return found
@@ -85,7 +85,7 @@ class _Search:
         self._met: set[int] = set()
         self._looks = 0
 
-    def lost_below(self, top: Any, passed_over: Collection[Kind | None]) -> Iterator[Any]:
+    def lost_below(self, top: Any, may_take_others: bool) -> Iterator[Any]:
         left = [(top, 0)]
         while left:
             obj, depth = left.pop()
@@ -93,9 +93,9 @@ class _Search:
             if self._looks > _MAX_LOOKS:
                 return
             if id(obj) not in self._met and depth <= _MAX_DEPTH:
-                kind = kind_of(obj)
-                if kind in passed_over:
+                if may_take_others and _is_unbuilt_optimizer(obj):
                     continue
+                kind = kind_of(obj)
                 if kind is Kind.VARIABLE or kind in _SHOWN_BY_CLASS or is_python_state(obj):
                     self._met.add(id(obj))
                     if not self._is_found(obj):
@@ -112,6 +112,10 @@ class _Search:
         if kind in METRICS or kind is Kind.DATASET or self._is_found(obj):
             return []
         return _held_by(obj)
+
+
+def _is_unbuilt_optimizer(obj: Any) -> bool:
+    return kind_of(obj) in OPTIMIZERS and not is_built(obj)
 
 
 def _may_hide(name: str, value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from ckptflow import CheckpointManager, export_checkpoint, import_model
+from ckptflow import CheckpointManager, UsageError, export_checkpoint, import_model
 from ckptflow.state.tree import walk
 from tests.state import roundtrip
 
@@ -80,6 +81,51 @@ def test_under_a_strategy() -> None:
 def test_a_rate_in_a_variable_is_saved() -> None:
     rate = tf.Variable(0.5)
     assert [leaf.name for leaf in walk({"o": TF1.GradientDescentOptimizer(rate)}).leaves] == ["o/learning_rate"]
+
+
+@pytest.mark.parametrize("name", ["out.keras", "out.weights.h5"])
+def test_an_export_leaves_it_out(name: str, tmp_path: Path) -> None:
+    state = pair("model", "optimizer", TF1.AdamOptimizer(0.01), steps=1)
+    with CheckpointManager(tmp_path / "run", state) as manager:
+        manager.save(1)
+    done = export_checkpoint(tmp_path / "run", tmp_path / name)
+    slots = {leaf.name for leaf in walk(state).leaves if leaf.name.startswith("optimizer/")}
+    assert len(slots) >= 4
+    assert slots <= set(done.left_out)
+
+
+def pair(model: str, optimizer: str, made: Any, *, steps: int) -> dict[str, Any]:
+    """A model and an optimizer beside it, which has been applied to it that often."""
+    found = tf_keras.Sequential([tf_keras.layers.Dense(1, input_shape=(1,), name="dense")])
+    for _ in range(steps):
+        made.apply_gradients([(tf.ones(each.shape), each) for each in found.trainable_variables])
+    return {model: found, optimizer: made}
+
+
+def scaled() -> Any:
+    return TF1.experimental.MixedPrecisionLossScaleOptimizer(
+        TF1.AdamOptimizer(0.01), TF1.experimental.DynamicLossScale(increment_period=2)
+    )
+
+
+def two_models(make: Callable[[], Any], *, steps: int) -> dict[str, Any]:
+    return pair("g", "og", make(), steps=steps) | pair("d", "od", make(), steps=steps)
+
+
+def test_one_around_another_beside_two_models() -> None:
+    saved, fresh = two_models(scaled, steps=3), two_models(scaled, steps=0)
+    roundtrip.restore(fresh, roundtrip.save(saved))
+    values = roundtrip.save(saved).by_name()
+    assert len([name for name in values if name.startswith("og/")]) > 4
+    assert roundtrip.save(fresh).by_name() == values
+
+
+def test_what_is_advised_where_it_is_not_clear_whose_it_is() -> None:
+    saved, fresh = (two_models(lambda: TF1.AdamOptimizer(0.01), steps=steps) for steps in (1, 0))
+    checkpoint = roundtrip.save(saved)
+    checkpoint.models["og"]["variables"] = ["another"]
+    with pytest.raises(UsageError, match=r"could be its model; apply it once \(og\.apply_gradients\)"):
+        roundtrip.restore(fresh, checkpoint)
 
 
 def test_checkpoints_of_tensorflow(tmp_path: Path) -> None:

@@ -313,3 +313,23 @@ def test_an_optimizer_that_is_not_its_own_is_told_once_it_is_built(
         model.fit(tf.zeros((2, 1)), tf.zeros((2, 1)), verbose=0)
         manager.save(1)
     assert "model/optimizer._learning_rate: learning_rate" in caplog.text
+
+
+def test_optimizers_with_moments_below_one_that_is_never_built_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Around(keras.optimizers.Optimizer):  # type: ignore[misc]
+        def __init__(self, inner: Any) -> None:
+            super().__init__(0.0)
+            self.data = Data(inner)
+
+        def apply_gradients(self, grads_and_vars: Any, **kwargs: Any) -> Any:
+            return self.data.held.apply_gradients(grads_and_vars, **kwargs)
+
+    variable, optimizer = keras.Variable([1.0], name="w"), Around(keras.optimizers.SGD(momentum=0.5))
+    optimizer.apply_gradients([(tf.ones(1), variable)])
+    with CheckpointManager(tmp_path, {"w": variable, "optimizer": optimizer}) as manager:
+        manager.save(1)
+    assert not optimizer.built
+    assert "optimizer.data" in caplog.text
+    assert "momentum" in caplog.text

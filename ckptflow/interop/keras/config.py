@@ -20,7 +20,7 @@ from ckptflow.interop.untrusted.keras_trust import (
     without_files,
 )
 from ckptflow.state.build import build_missing
-from ckptflow.state.configs import inputs_of, part_of
+from ckptflow.state.configs import NO_KERAS, inputs_of, part_of
 from ckptflow.state.kinds import is_built
 from ckptflow.state.private import kerases
 from ckptflow.state.private.tf_keras import BUILT_WITH, make_slots
@@ -126,10 +126,14 @@ def _class_of(described: object) -> str:
 def build_optimizer(
     described: Mapping[str, Any], path: str, *, unsafe: bool = False, imports: tuple[str, ...] = ()
 ) -> Any:
-    """The optimizer that a manifest's entry describes, not yet built; None, which is logged, where there is no config.
+    """The optimizer that a manifest's entry describes, not yet built; None, which is logged, where there is no config
+    or it is one of TensorFlow 1.
 
     Raises `UsageError` as `build_model` does.
     """
+    if described.get("framework") == NO_KERAS:
+        logger.warning("%s (%s) is not an optimizer of Keras: it is left out", path, described.get("class"))
+        return None
     framework = framework_of(described, path)
     config = part_of(described, "config")
     if not isinstance(config, dict):
