@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -52,9 +52,15 @@ def interrupted(call: Callable[[], object], at: int | None = None) -> Ended:
     before, error = sys.gettrace(), None
     sys.settrace(trace)
     try:
-        call()
+        next(_apart(call))
     except BaseException as caught:
         error = caught
     finally:
         sys.settrace(before)
     return Ended(error, struck, count)
+
+
+def _apart(call: Callable[[], object]) -> Iterator[object]:
+    """An interrupt as a handler begins or ends leaves its error as the one that is handled, for ever: in a generator
+    only for as long as that runs. Whatever is raised later would have it as its context."""
+    yield call()

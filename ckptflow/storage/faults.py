@@ -184,10 +184,10 @@ def from_client_error(
     if option is not None:
         name = redact(option, secrets)
         return UsageError(f"{where}: unknown storage option {name}; check storage_options, or -o of the command")
-    said = f"{text} {_all_codes(error)}"
-    if kind is StorageError and sends_checksum and _ABOUT_CHECKSUMS.search(said):
+    shown = f"{text} {_all_codes(error)}"
+    if kind is StorageError and sends_checksum and _ABOUT_CHECKSUMS.search(shown):
         advice = _NO_CHECKSUMS
-    elif kind is StorageError and sends_checksum is False and _ASKS_FOR_CHECKSUMS.search(said):
+    elif kind is StorageError and sends_checksum is False and _ASKS_FOR_CHECKSUMS.search(shown):
         advice = _WANTS_CHECKSUMS
     is_unreachable = kind is StorageUnavailableError and _is_refused_connection(error)
     mapped = kind(f"{where}: cannot {doing}: {text}; {_NOBODY if is_unreachable else advice}")
